@@ -1,0 +1,38 @@
+"""What an interview engine needs: the events' contract and the publisher. Imports pydantic and redis, nothing else.
+
+from events import Answered, Publisher
+
+with Publisher() as publisher:
+    publisher.publish(Answered.new("session_api_123456", questions_answered=5, duration_minutes=15))
+"""
+
+from events.contract import (
+    EVENT_TYPES,
+    MAX_EVENT_BYTES,
+    Answered,
+    Cancelled,
+    Event,
+    Finished,
+    Started,
+    json_schema,
+    parse_event,
+)
+from events.errors import EventsError, InvalidEvent, PublishError
+from events.publisher import AsyncPublisher, Publisher
+
+__all__ = [
+    "EVENT_TYPES",
+    "MAX_EVENT_BYTES",
+    "Answered",
+    "AsyncPublisher",
+    "Cancelled",
+    "Event",
+    "EventsError",
+    "Finished",
+    "InvalidEvent",
+    "PublishError",
+    "Publisher",
+    "Started",
+    "json_schema",
+    "parse_event",
+]

@@ -1,5 +1,6 @@
 """Real Postgres, PostgREST and Redis without Docker and without root: for the demo, the tests and a first look."""
 
-from worker.embedded.stack import Stack, StackError
+from worker.embedded.server import StackError
+from worker.embedded.stack import Stack
 
 __all__ = ["Stack", "StackError"]

@@ -92,7 +92,9 @@ def _copy_for_everyone(package: Path, version: int) -> Path:
             shutil.copytree(package.parent / part, staging / part, symlinks=True)
         for path in (staging, *staging.rglob("*")):
             if not path.is_symlink():
-                path.chmod(path.stat().st_mode | (0o555 if path.is_dir() else 0o444 | (path.stat().st_mode >> 6 & 1) * 0o111))
+                path.chmod(
+                    path.stat().st_mode | (0o555 if path.is_dir() else 0o444 | (path.stat().st_mode >> 6 & 1) * 0o111)
+                )
         try:
             staging.rename(home)
         except OSError:  # another process was faster: use its copy

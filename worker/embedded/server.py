@@ -51,7 +51,7 @@ class Server:
                 group=None if self.user is None else primary_group(self.user),
                 extra_groups=None if self.user is None else [],
                 start_new_session=True,
-                preexec_fn=self._die_with_parent,  # noqa: PLW1509 - async-signal-safe: one prctl
+                preexec_fn=self._die_with_parent,
                 cwd="/",
             )
         deadline = time.monotonic() + READY_SECONDS

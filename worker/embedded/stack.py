@@ -141,10 +141,14 @@ class Stack:
             name="postgres",
             argv=[str(folder / "postgres"), "-D", str(data), *(f"--{k}={v}" for k, v in arguments.items())],
             log=self.folder / "log" / "postgres.log",
-            ready=lambda: psycopg.connect(self.database_url, connect_timeout=2).close() is None,
+            ready=self._postgres_answers,
             user=user,
             stop_signals=(signal.SIGINT, signal.SIGQUIT, signal.SIGKILL),  # fast, immediate, none
         )
+
+    def _postgres_answers(self) -> bool:
+        with psycopg.connect(self.database_url, connect_timeout=2):
+            return True
 
     def _redis(self) -> Server:
         data = self.folder / "redis"
@@ -152,7 +156,7 @@ class Stack:
         config = self.folder / "redis.conf"
         config.touch(mode=0o600)
         config.write_text(
-            f'bind 127.0.0.1\nport {self._state["ports"]["redis"]}\nrequirepass {self._state["redis_password"]}\n'
+            f"bind 127.0.0.1\nport {self._state['ports']['redis']}\nrequirepass {self._state['redis_password']}\n"
             f'dir "{data}"\nappendonly yes\nappendfsync everysec\nsave ""\nmaxmemory-policy noeviction\n'
         )
         return Server(
@@ -250,5 +254,3 @@ def _environment(state: State) -> dict[str, str]:
         "SUPABASE_SECRET_KEY": _token(state, "service_role", None),
         "DATABASE_URL": _database_url(state),
     }
-
-

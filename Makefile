@@ -1,0 +1,51 @@
+# Every target sets up what it needs: a virtual environment in .venv, PostgREST in node_modules. No root.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-long lint format bench lock clean
+
+help:  ## What there is to make
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: .venv/installed node_modules/.package-lock.json  ## The virtual environment and PostgREST
+
+.venv/installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+node_modules/.package-lock.json: package.json package-lock.json
+	npm ci --silent
+
+demo: setup  ## The main job from beginning to end, on real servers
+	$(BIN)/python -m worker.demo
+
+test: setup  ## All tests, on real servers
+	$(BIN)/python -m pytest
+
+test-long: setup  ## The property tests with ten times the examples
+	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest tests/test_convergence.py
+
+lint: setup  ## ruff, mypy --strict, and the imports' direction
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: setup  ## Let ruff lay out the code
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: setup  ## Our worker beside a naive Celery task, in one run
+	$(BIN)/python -m tests.bench
+
+lock: setup  ## Pin the newest versions that pyproject.toml allows, by name, version and hash
+	$(BIN)/pip-compile --quiet --upgrade --extra worker --extra embedded --extra dev --generate-hashes \
+	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header --no-annotate \
+	  --allow-unsafe --strip-extras -o requirements.lock pyproject.toml
+
+clean:  ## Remove what the other targets made
+	rm -rf .venv node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

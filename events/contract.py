@@ -1,0 +1,266 @@
+"""The contract: four interview events in CloudEvents 1.0 envelopes, as JSON.
+
+An engine makes events with `Started.new(session_id, ...)` and its three siblings, which are strict: an unknown
+field is an error at once. A consumer reads them with `parse_event(raw)`, which is tolerant: unknown attributes
+and unknown data fields are ignored, so that an engine may be deployed first. Changes only add.
+
+Source: DESIGN section 3; https://github.com/cloudevents/spec (structured mode).
+"""
+
+import math
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
+from uuid import UUID, uuid4
+
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    TypeAdapter,
+    ValidationError,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from events.errors import InvalidEvent
+
+MAX_EVENT_BYTES: Final = 256 * 1024
+MAX_INTEGER: Final = 2**31 - 1  # Postgres' integer
+MAX_PROBLEMS: Final = 5  # named in one error
+
+_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def _wrong(message: str) -> PydanticCustomError:
+    return PydanticCustomError("contract", message)
+
+
+def _rfc_3339(value: object) -> object:
+    """Refuse what pydantic would also take for a time: a number, a date, a time without seconds."""
+    if isinstance(value, datetime) or (isinstance(value, str) and _RFC_3339.fullmatch(value)):
+        return value
+    raise _wrong("must be RFC 3339 with an offset, as 2026-11-23T10:15:00Z")
+
+
+def _text(value: str) -> str:
+    if "\0" in value:
+        raise _wrong("must not contain NUL characters")
+    return value
+
+
+def _email(value: str) -> str:
+    local, at, domain = value.partition("@")
+    if not (local and at and domain) or any(c.isspace() or c == "\0" for c in value):
+        raise _wrong("must be an e-mail address")
+    return value
+
+
+def _storable(value: dict[str, Any]) -> dict[str, Any]:
+    """Refuse, at any depth, what JSON cannot say or Postgres cannot hold."""
+    unseen: list[Any] = [value]
+    while unseen:
+        match unseen.pop():
+            case dict() as members:
+                unseen += members.keys()
+                unseen += members.values()
+            case list() as elements:
+                unseen += elements
+            case str() as text if _SURROGATE.search(_text(text)):
+                raise _wrong("must not contain lone surrogates")
+            case float() as number if not math.isfinite(number):
+                raise _wrong("must not contain NaN or infinite numbers")
+    return value
+
+
+Text = Annotated[str, Field(strict=True), AfterValidator(_text)]
+Email = Annotated[str, Field(strict=True, max_length=320), AfterValidator(_email)]
+SessionId = Annotated[str, Field(strict=True, min_length=1, max_length=200), AfterValidator(_text)]
+Source = Annotated[str, Field(strict=True, min_length=1), AfterValidator(_text)]
+Count = Annotated[int, Field(strict=True, ge=0, le=MAX_INTEGER)]
+Score = Annotated[float, Field(strict=True, ge=0, le=100, allow_inf_nan=False)]
+JsonObject = Annotated[dict[str, JsonValue], AfterValidator(_storable)]
+Time = Annotated[AwareDatetime, BeforeValidator(_rfc_3339)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StartedData(_Model):
+    """Whose interview it is, and on what."""
+
+    user_id: UUID
+    email: Email
+    resume_filename: Text | None = None
+    job_description_filename: Text | None = None
+    total_questions: Count | None = None
+
+
+class AnsweredData(_Model):
+    """Progress; both numbers are cumulative."""
+
+    questions_answered: Count
+    duration_minutes: Count | None = None
+    total_questions: Count | None = None
+
+
+class FinishedData(_Model):
+    """The result; score from 0 to 100."""
+
+    score: Score | None = None
+    feedback: JsonObject | None = None
+    questions_answered: Count | None = None
+    duration_minutes: Count | None = None
+    total_questions: Count | None = None
+
+
+class CancelledData(_Model):
+    """Why it was broken off, and how far it had come."""
+
+    reason: Text | None = None
+    questions_answered: Count | None = None
+    duration_minutes: Count | None = None
+
+
+class _Envelope(_Model):
+    """CloudEvents' attributes; `subject` is the session's id."""
+
+    specversion: Literal["1.0"] = "1.0"
+    id: UUID
+    source: Source = "interview-engine"
+    subject: SessionId
+    time: Time
+    datacontenttype: Literal["application/json"] | None = None
+    traceparent: Text | None = None
+    tracestate: Text | None = None
+
+    @classmethod
+    def new(
+        cls,
+        session_id: str,
+        *,
+        id: UUID | None = None,  # noqa: A002 - CloudEvents' own name
+        time: datetime | None = None,
+        source: str = "interview-engine",
+        traceparent: str | None = None,
+        **data: Any,
+    ) -> Self:
+        """Make an event: `data` as in the type's model, `time` now and `id` a new UUID unless given.
+
+        Raises InvalidEvent, naming the fields that are wrong and never repeating their values.
+        """
+        return _validated(
+            lambda: cls.model_validate(
+                {
+                    "id": id or uuid4(),
+                    "source": source,
+                    "subject": session_id,
+                    "time": time or datetime.now(UTC),
+                    "traceparent": traceparent,
+                    "data": data,
+                }
+            )
+        )
+
+    def to_json(self) -> bytes:
+        """The event as it travels; attributes without a value are left out. Raises InvalidEvent over the limit."""
+        raw = self.model_dump_json(exclude_none=True).encode()
+        _check_size(raw)
+        return raw
+
+
+class Started(_Envelope):
+    """An interview began."""
+
+    type: Literal["interview.started"] = "interview.started"
+    data: StartedData
+
+
+class Answered(_Envelope):
+    """A question was answered."""
+
+    type: Literal["interview.answered"] = "interview.answered"
+    data: AnsweredData
+
+
+class Finished(_Envelope):
+    """An interview was finished, or its result was revised."""
+
+    type: Literal["interview.finished"] = "interview.finished"
+    data: FinishedData
+
+
+class Cancelled(_Envelope):
+    """An interview was broken off."""
+
+    type: Literal["interview.cancelled"] = "interview.cancelled"
+    data: CancelledData
+
+
+Event = Started | Answered | Finished | Cancelled
+EVENT_TYPES: Final = tuple(
+    str(model.model_fields["type"].default) for model in (Started, Answered, Finished, Cancelled)
+)
+
+EventT = TypeVar("EventT", bound=_Envelope)
+_event: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="type")])
+
+
+def parse_event(raw: bytes | str, *, strict: bool = False) -> Event:
+    """Read one event from JSON text; `strict` as a publisher, refusing unknown fields.
+
+    Raises InvalidEvent with one of the reasons `invalid_json`, `invalid_event`, `unsupported_type`, `too_large`
+    and a detail that names the fields and never repeats their values.
+    """
+    _check_size(raw)
+    return _validated(lambda: _event.validate_json(raw, extra="forbid" if strict else "ignore"))
+
+
+def json_schema() -> dict[str, Any]:
+    """The contract as JSON Schema, for engines in other languages."""
+    return _event.json_schema()
+
+
+def _check_size(raw: bytes | str) -> None:
+    size = len(raw) if isinstance(raw, bytes) else len(raw.encode(errors="surrogatepass"))
+    if size > MAX_EVENT_BYTES:
+        raise InvalidEvent("too_large", f"{size} bytes, {MAX_EVENT_BYTES} at most")
+
+
+def _validated(make: Callable[[], EventT]) -> EventT:
+    """Call a pydantic validation and tell its errors in our words."""
+    try:
+        return make()
+    except ValidationError as error:
+        raise _explained(error) from None  # the cause would repeat the values
+
+
+def _explained(error: ValidationError) -> InvalidEvent:
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    first = problems[0]
+    if first["type"] == "json_invalid":
+        return InvalidEvent("invalid_json", first["msg"].removeprefix("Invalid JSON: "))
+    if first["type"] == "union_tag_invalid":
+        return InvalidEvent("unsupported_type", f"type: must be one of {', '.join(EVENT_TYPES)}")
+    if first["type"] == "union_tag_not_found":
+        return InvalidEvent("invalid_event", "type: Field required")
+    return InvalidEvent(
+        "invalid_event", "; ".join(f"{_field(p['loc'])}: {_message(p)}" for p in problems[:MAX_PROBLEMS])
+    )
+
+
+def _message(problem: ErrorDetails) -> str:
+    """Pydantic's message; that of a UUID would quote a part of it."""
+    return "must be a UUID" if problem["type"] == "uuid_parsing" else problem["msg"]
+
+
+def _field(location: tuple[int | str, ...]) -> str:
+    """The field's path without the union's tag, and without the keys inside feedback, which are the candidate's."""
+    path = [str(part) for part in location if part not in EVENT_TYPES]
+    return ".".join(path[: path.index("feedback") + 1] if "feedback" in path else path) or "event"

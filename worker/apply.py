@@ -1,0 +1,93 @@
+"""Applying a pack: validate, apply in one call, dead-letter the guilty, take the entries out of the stream."""
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Final
+
+from events import InvalidEvent, parse_event
+from worker.database import Answer, Database, Letter
+from worker.dead_letters import dead_letter
+from worker.errors import RefusedCall
+from worker.hold import Hold
+from worker.logs import get_logger
+from worker.pack import Pack
+from worker.stream import EventStream
+
+MAX_ATTEMPTS_ALONE: Final = 2  # an entry that ends neither of these is poison
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class ValidEvent:
+    """An event that keeps the contract: as it came, and as the RPC takes it."""
+
+    raw: bytes
+    body: dict[str, Any]
+
+
+class Applier:
+    """Applies packs; what it leaves in the stream comes again."""
+
+    def __init__(self, database: Database, stream: EventStream, hold: Hold) -> None:
+        self._database = database
+        self._stream = stream
+        self._hold = hold
+
+    def apply(self, pack: Pack) -> Counter[str]:
+        """Apply a pack and take its entries out of the stream; answer how many events had which outcome.
+
+        Raises PackGivenBack when the pack is left to another worker, redis.RedisError when it was applied but
+        could not be taken out (it will come again, and be found applied).
+        """
+        began = time.monotonic()
+        if pack.alone and self._stream.count_attempt(pack.entry_ids[0]) > MAX_ATTEMPTS_ALONE:
+            outcomes = self._dead_letter([_poison(pack.events[0])])
+        else:
+            valid, letters = _validate(pack)
+            outcomes = self._dead_letter(letters) + self._apply_events(valid)
+        self._stream.done(pack.entry_ids)
+        log.debug("pack.applied", seconds=round(time.monotonic() - began, 4), **outcomes)
+        return outcomes
+
+    def _apply_events(self, events: list[ValidEvent]) -> Counter[str]:
+        if not events:
+            return Counter()
+        try:
+            answers = self._hold.run(lambda: self._database.apply_events([event.body for event in events]))
+        except RefusedCall as refused:
+            if len(events) == 1:
+                return self._dead_letter([dead_letter(events[0].raw, "rejected", refused.detail)])
+            half = len(events) // 2
+            return self._apply_events(events[:half]) + self._apply_events(events[half:])
+        return _told(answers)
+
+    def _dead_letter(self, letters: list[Letter]) -> Counter[str]:
+        if not letters:
+            return Counter()
+        return _told(self._hold.run(lambda: self._database.record_dead_events(letters)))
+
+
+def _validate(pack: Pack) -> tuple[list[ValidEvent], list[Letter]]:
+    valid: list[ValidEvent] = []
+    letters: list[Letter] = []
+    for raw in pack.events:
+        try:
+            event = parse_event(raw)
+        except InvalidEvent as invalid:
+            letters.append(dead_letter(raw, invalid.reason, invalid.detail))
+        else:
+            valid.append(ValidEvent(raw, event.model_dump(mode="json", exclude_none=True)))
+    return valid, letters
+
+
+def _poison(raw: bytes) -> Letter:
+    return dead_letter(raw, "poison", f"{MAX_ATTEMPTS_ALONE} attempts to apply it alone did not end")
+
+
+def _told(answers: list[Answer]) -> Counter[str]:
+    for answer in answers:
+        if answer["outcome"] == "rejected":
+            log.warning("event.dead_lettered", event_id=answer["id"], reason=answer["reason"], detail=answer["detail"])
+    return Counter(answer["outcome"] for answer in answers)

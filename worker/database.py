@@ -1,0 +1,143 @@
+"""Supabase: the one module that calls it, and that tells its errors in the words of worker.errors."""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from http import HTTPStatus
+from typing import Any, Final, Literal, TypedDict
+
+import httpx
+from postgrest import CountMethod
+from postgrest.exceptions import APIError
+from supabase import Client, ClientOptions, create_client
+from yarl import URL
+
+from worker.errors import Misconfigured, RefusedCall, Unavailable
+from worker.settings import Settings
+
+Outcome = Literal["applied", "duplicate", "waiting", "rejected"]
+LEDGER_SQL: Final = "sql/supabase_worker_interview_events.sql"
+
+
+class Answer(TypedDict):
+    """What became of one event; see apply_interview_events in the SQL."""
+
+    id: str | None
+    outcome: Outcome
+    reason: str | None
+    detail: str | None
+
+
+class Letter(TypedDict):
+    """An event on its way to interview_dead_letters; see record_dead_interview_events in the SQL."""
+
+    event: str
+    event_id: str | None
+    session_id: str | None
+    type: str | None
+    reason: str
+    detail: str
+
+
+class Database:
+    """One process's connection to Supabase, made at the first call; may be shared by threads.
+
+    Every call raises Unavailable, Misconfigured or RefusedCall, and nothing else of the drivers'.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+
+    @cached_property
+    def client(self) -> Client:
+        """The Supabase client: HTTP/1.1, no retries of its own, our timeout."""
+        settings = self._settings
+        timeout = settings.rpc_timeout_seconds
+        options = ClientOptions(
+            auto_refresh_token=False,
+            persist_session=False,
+            postgrest_client_retry=False,
+            httpx_client=httpx.Client(
+                http2=False,
+                timeout=httpx.Timeout(timeout, connect=min(timeout, 5.0)),
+                limits=httpx.Limits(max_connections=settings.concurrency),
+                event_hooks={"response": [_raise_for_status]},
+            ),
+        )
+        client = create_client(settings.supabase_url, settings.supabase_secret_key.get_secret_value(), options)
+        if settings.supabase_rest_url is not None:
+            client.rest_url = URL(settings.supabase_rest_url)
+        return client
+
+    def apply_events(self, events: Sequence[Mapping[str, Any]]) -> list[Answer]:
+        """Apply a pack in one transaction; one answer per event, in order."""
+        return self._call_pack("apply_interview_events", {"p_events": events}, len(events))
+
+    def record_dead_events(self, letters: Sequence[Letter]) -> list[Answer]:
+        """Keep events that cannot be applied; one answer per letter, in order."""
+        return self._call_pack("record_dead_interview_events", {"p_letters": letters}, len(letters))
+
+    def count_waiting(self) -> int:
+        """How many events of the ledger wait for the start of their session."""
+        answer = self.call(
+            lambda client: (
+                client.table("interview_events")
+                .select("event_id", count=CountMethod.exact, head=True)
+                .is_("applied_at", "null")
+                .execute()
+            )
+        )
+        return int(answer.count or 0)
+
+    def call(self, query: Callable[[Client], Any]) -> Any:
+        """Run a query of supabase-py and answer its response, with errors in our words."""
+        with self._lock:
+            client = self.client
+        try:
+            return query(client)
+        except httpx.HTTPError as error:
+            raise Unavailable(f"no answer from Supabase ({type(error).__name__})") from error
+        except APIError as error:  # 2xx with something that is not JSON: a proxy's page
+            raise Unavailable("Supabase's answer is not JSON: is SUPABASE_URL right?") from error
+
+    def _call_pack(self, rpc: str, parameters: dict[str, Any], count: int) -> list[Answer]:
+        answers = self.call(lambda client: client.rpc(rpc, parameters).execute()).data
+        if not (isinstance(answers, list) and len(answers) == count and all("outcome" in each for each in answers)):
+            raise Unavailable(f"{rpc} did not answer as it should: is SUPABASE_URL right?")
+        return answers
+
+
+def _raise_for_status(response: httpx.Response) -> None:
+    """Turn every answer but 2xx into an error of ours; supabase-py's own would lack the HTTP status."""
+    if response.is_success:
+        return
+    response.read()
+    try:
+        body = response.json()
+    except ValueError:
+        body = {}
+    code = str(body.get("code") or "") if isinstance(body, dict) else ""
+    raise _error(response.status_code, code, response.headers.get("Retry-After", ""))
+
+
+def _error(status: int, code: str, retry_after: str) -> Exception:
+    """The error for an HTTP status with PostgREST's or Postgres' code ('' where there is none)."""
+    what = f"HTTP {status}{f', {code}' if code else ''}"
+    if code == "42501":
+        return Misconfigured(f"permission denied ({what})", remedy=f"run {LEDGER_SQL} again: it makes the grants")
+    if code in {"PGRST202", "PGRST205", "42883", "42P01", "42703"}:
+        return Misconfigured(
+            f"a function or table is missing ({what})",
+            remedy=f"run {LEDGER_SQL} ('interviews sql' prints it); where it was run: notify pgrst, 'reload schema'",
+        )
+    if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN} or code.startswith("PGRST3"):
+        return Misconfigured(
+            f"the key is not accepted ({what})",
+            remedy="set SUPABASE_SECRET_KEY to the project's secret key (Project Settings, API keys)",
+        )
+    if code[:2] in {"22", "23", "54"} or code in {"57014", "PGRST102"} or status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        return RefusedCall(what)
+    if status == HTTPStatus.NOT_FOUND:
+        return Misconfigured(f"no Supabase API there ({what})", remedy="set SUPABASE_URL to the project's URL")
+    return Unavailable(f"Supabase is ill ({what})", retry_after=float(retry_after) if retry_after.isdecimal() else 0.0)

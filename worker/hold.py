@@ -1,0 +1,146 @@
+"""The hold: while Supabase is ill nobody claims, nothing is dead-lettered, and one task of all workers probes.
+
+The hold is one Redis key, made by the first task that fails (the prober), which says since when and why. It is
+a lease: the prober renews it with every probe and deletes it when Supabase is well; should the prober die, it
+lapses, and the next task to fail becomes the prober. The intakes stand still while the key is there.
+"""
+
+import json
+import random
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Final, TypeVar
+
+import redis
+
+from worker import stopping
+from worker.errors import Misconfigured, PackGivenBack, Unavailable
+from worker.logs import get_logger
+from worker.retry import Backoff
+
+T = TypeVar("T")
+
+POLL_SECONDS: Final = 1.0  # at most, between two looks of a task that waits for the prober (full jitter)
+LEASE_MARGIN_SECONDS: Final = 10.0
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class HoldState:
+    """Why nothing is applied, since when (Unix time), and what mends it where a person must."""
+
+    reason: str
+    since: float
+    remedy: str | None = None
+
+
+class Hold:
+    """Runs calls to Supabase through its outages. One per process."""
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        stream: str,
+        *,
+        backoff_seconds: float,
+        rpc_timeout_seconds: float,
+        hold_seconds: float,
+    ) -> None:
+        self._redis: Any = client
+        self._key = hold_key(stream)
+        self._backoff = Backoff(base=0.2, cap=backoff_seconds)
+        self._lease_ms = int((backoff_seconds + rpc_timeout_seconds + LEASE_MARGIN_SECONDS) * 1000)
+        self._hold_seconds = hold_seconds
+
+    def run(self, call: Callable[[], T]) -> T:
+        """Call until Supabase takes it.
+
+        Raises PackGivenBack when the worker stops meanwhile or the outage outlasts `hold_seconds`, and whatever
+        `call` raises besides Unavailable.
+        """
+        try:
+            return call()
+        except Unavailable as ill:
+            return self._run_through_outage(call, ill)
+
+    def _run_through_outage(self, call: Callable[[], T], ill: Unavailable) -> T:
+        began, attempt, probing = time.monotonic(), 0, False
+        while True:
+            probing = self._renew(ill) if probing else self._begin(ill)
+            wait = self._backoff.seconds(attempt, random.random())  # noqa: S311 - jitter, not a secret
+            attempt += 1
+            stopped = stopping.wait(max(wait, ill.retry_after)) if probing else self._wait_for_prober()
+            if stopped or time.monotonic() - began > self._hold_seconds:
+                if probing:
+                    self._hand_over()
+                raise PackGivenBack(ill.reason)
+            try:
+                result = call()
+            except Unavailable as still:
+                ill = still
+                continue
+            except BaseException:
+                self._end(probing)  # it answered, be it with a refusal
+                raise
+            self._end(probing)
+            return result
+
+    def _begin(self, ill: Unavailable) -> bool:
+        """Become the prober unless there is one; answer whether we are."""
+        remedy = ill.remedy if isinstance(ill, Misconfigured) else None
+        state = HoldState(ill.reason, time.time(), remedy)
+        try:
+            first = bool(self._redis.set(self._key, json.dumps(asdict(state)), nx=True, px=self._lease_ms))
+        except redis.RedisError:
+            return True  # Redis is away too: probe for ourselves
+        if first:
+            log.warning("hold.began", reason=ill.reason, remedy=remedy or "none: it resumes by itself")
+        return first
+
+    def _renew(self, ill: Unavailable) -> bool:
+        try:
+            return bool(self._redis.pexpire(self._key, self._lease_ms)) or self._begin(ill)
+        except redis.RedisError:
+            return True
+
+    def _wait_for_prober(self) -> bool:
+        """Wait until the hold is over or its prober is gone; answer whether the worker is stopping."""
+        while not stopping.wait(random.random() * POLL_SECONDS):  # noqa: S311 - jitter, not a secret
+            try:
+                if not self._redis.exists(self._key):
+                    return False
+            except redis.RedisError:
+                return False
+        return True
+
+    def _end(self, probing: bool) -> None:
+        if not probing:
+            return
+        try:
+            state = read_hold(self._redis, self._key)
+            self._redis.delete(self._key)
+        except redis.RedisError:
+            return  # it lapses by itself
+        if state is not None:
+            log.warning("hold.ended", reason=state.reason, seconds=round(time.time() - state.since, 1))
+
+    def _hand_over(self) -> None:
+        """Let another worker's task probe at once."""
+        try:
+            self._redis.delete(self._key)
+        except redis.RedisError:
+            return
+        log.warning("hold.handed_over")
+
+
+def hold_key(stream: str) -> str:
+    """The Redis key of the hold, beside its stream."""
+    return f"{stream}:hold"
+
+
+def read_hold(client: redis.Redis, key: str) -> HoldState | None:
+    """The hold that is in force, None where all is well. Raises redis.RedisError."""
+    raw: Any = client.get(key)
+    return HoldState(**json.loads(raw)) if raw else None

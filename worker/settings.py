@@ -1,0 +1,112 @@
+"""Settings from the environment, checked once at the start.
+
+A wrong or missing one is one readable line and exit status 2 (`SettingsError`), never a traceback.
+"""
+
+from typing import Annotated, Literal, Self, TypeVar, overload
+
+from pydantic import AfterValidator, AliasChoices, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from worker.errors import SettingsError
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+def _redis_url(value: SecretStr) -> SecretStr:
+    if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("must begin with redis://, rediss:// or unix://")
+    return value
+
+
+def _http_url(value: str) -> str:
+    if not value.startswith(("http://", "https://")):
+        raise ValueError("must begin with https:// or http://")
+    return value
+
+
+def _not_empty(value: SecretStr) -> SecretStr:
+    if not value.get_secret_value():
+        raise ValueError("is empty")
+    return value
+
+
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
+
+
+class StreamSettings(BaseSettings):
+    """What publishing needs: `INTERVIEW_` before a name unless an alias is given."""
+
+    model_config = SettingsConfigDict(env_prefix="INTERVIEW_", frozen=True, extra="ignore")
+
+    redis_url: Annotated[SecretStr, AfterValidator(_redis_url)] = Field(validation_alias="REDIS_URL")
+    stream: str = Field(default="interview:events", min_length=1)  # key of the Redis stream
+
+
+class Settings(StreamSettings):
+    """What a worker needs: every setting, its unit and its default."""
+
+    supabase_url: HttpUrl = Field(validation_alias="SUPABASE_URL")
+    supabase_secret_key: Annotated[SecretStr, AfterValidator(_not_empty)] = Field(
+        validation_alias=AliasChoices("SUPABASE_SECRET_KEY", "SUPABASE_SERVICE_ROLE_KEY")
+    )
+    supabase_rest_url: HttpUrl | None = Field(default=None, validation_alias="SUPABASE_REST_URL")
+
+    pack_size: int = Field(default=200, ge=1, le=1000)  # events at most in one Celery message and one RPC
+    pool: Literal["prefork", "threads"] = "prefork"  # Celery's pool
+    concurrency: int = Field(default=2, ge=1, le=64)  # packs applied at once by one worker
+
+    rpc_timeout_seconds: Seconds = 10.0  # longest wait for one answer of Supabase
+    backoff_seconds: Seconds = 5.0  # longest wait between two probes of an ill Supabase (full jitter)
+    reclaim_seconds: Seconds = 60.0  # idle time after which another worker claims an entry
+    hold_seconds: Seconds = 3600.0  # longest time a task keeps its pack in an outage before it gives it back
+    visibility_timeout_seconds: Seconds = 7200.0  # Celery redelivers a message not acknowledged by then
+    drain_seconds: Seconds = 30.0  # from SIGTERM until a task that does not end is cut off
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @model_validator(mode="after")
+    def _times_fit(self) -> Self:
+        if self.reclaim_seconds <= self.rpc_timeout_seconds:
+            raise ValueError("INTERVIEW_RECLAIM_SECONDS must exceed INTERVIEW_RPC_TIMEOUT_SECONDS, or work doubles")
+        if self.visibility_timeout_seconds <= self.hold_seconds + self.rpc_timeout_seconds:
+            raise ValueError(
+                "INTERVIEW_VISIBILITY_TIMEOUT_SECONDS must exceed INTERVIEW_HOLD_SECONDS plus "
+                "INTERVIEW_RPC_TIMEOUT_SECONDS, or a pack in hold is delivered again"
+            )
+        return self
+
+
+S = TypeVar("S", bound=StreamSettings)
+
+
+@overload
+def load_settings() -> Settings: ...
+@overload
+def load_settings(kind: type[S]) -> S: ...
+def load_settings(kind: type[StreamSettings] = Settings) -> StreamSettings:
+    """Read the environment; raise SettingsError, one line that names what to set."""
+    try:
+        return kind()
+    except ValidationError as error:
+        raise SettingsError(_explained(error)) from None
+
+
+def _explained(error: ValidationError) -> str:
+    problems = error.errors(include_input=False, include_url=False, include_context=False)
+    missing = [_variable(p["loc"]) for p in problems if p["type"] == "missing"]
+    wrong = [
+        f"{_variable(p['loc'])} {p['msg'].removeprefix('Value error, ')}".strip()
+        for p in problems
+        if p["type"] != "missing"
+    ]
+    if missing:
+        wrong.append(f"set {', '.join(missing)} ('interviews up' prints them for a local stack)")
+    return "; ".join(wrong)
+
+
+def _variable(location: tuple[int | str, ...]) -> str:
+    if not location:
+        return ""
+    name = str(location[0])
+    return f"INTERVIEW_{name.upper()}" if name in Settings.model_fields else name

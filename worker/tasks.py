@@ -1,0 +1,65 @@
+"""The Celery task. It carries work and is never the only copy of an event: the stream remembers."""
+
+from dataclasses import dataclass
+from functools import cache
+
+import redis
+from celery import shared_task
+
+from worker.apply import Applier
+from worker.database import Database
+from worker.errors import PackGivenBack
+from worker.hold import Hold
+from worker.logs import get_logger
+from worker.pack import Message, Pack
+from worker.settings import Settings, load_settings
+from worker.stream import EventStream, connect
+
+log = get_logger(__name__)
+
+
+@shared_task(name="interview.apply_events")
+def apply_events(consumer: str, pack: Message) -> None:
+    """Apply one pack, claimed from the stream by `consumer`."""
+    unpacked = Pack.from_message(pack)
+    try:
+        process_context().applier.apply(unpacked)
+    except PackGivenBack as given_back:
+        log.info("pack.given_back", reason=str(given_back), events=len(unpacked.events))
+        _give_back(consumer, unpacked)
+    except redis.RedisError as error:
+        log.warning("pack.not_acknowledged", error=type(error).__name__, events=len(unpacked.events))
+
+
+def _give_back(consumer: str, pack: Pack) -> None:
+    context = process_context()
+    try:
+        idle_ms = int(context.settings.reclaim_seconds * 1000)
+        context.stream.give_back(consumer, pack.entry_ids, idle_ms=idle_ms)
+    except redis.RedisError:
+        log.warning("pack.kept_claimed", seconds=context.settings.reclaim_seconds)  # claimed by another after that
+
+
+@dataclass(frozen=True)
+class Context:
+    """What one process needs to apply packs."""
+
+    settings: Settings
+    stream: EventStream
+    applier: Applier
+
+
+@cache
+def process_context() -> Context:
+    """This process's context, made at its first pack: after the fork."""
+    settings = load_settings()
+    client = connect(settings)
+    stream = EventStream(client, settings.stream)
+    hold = Hold(
+        client,
+        settings.stream,
+        backoff_seconds=settings.backoff_seconds,
+        rpc_timeout_seconds=settings.rpc_timeout_seconds,
+        hold_seconds=settings.hold_seconds,
+    )
+    return Context(settings, stream, Applier(Database(settings), stream, hold))
