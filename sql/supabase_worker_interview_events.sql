@@ -32,7 +32,9 @@ create table if not exists public.interview_events (
     and coalesce((payload ->> 'duration_minutes')::integer >= 0, true)
     and coalesce((payload ->> 'total_questions')::integer >= 0, true)
     and coalesce((payload ->> 'score')::numeric between 0 and 100, true)
-    and coalesce(jsonb_typeof(payload -> 'feedback') in ('object', 'null'), true))
+    and coalesce(jsonb_typeof(payload -> 'feedback') in ('object', 'null'), true)
+    and (type <> 'interview.started'
+         or (payload ->> 'user_id')::uuid is not null and payload ->> 'email' is not null))
 );
 
 comment on table public.interview_events is 'Each interview event once; applied_at is null while it waits.';
@@ -49,11 +51,12 @@ alter table public.interview_events enable row level security;
 revoke all on public.interview_events from public, anon, authenticated, service_role;
 grant select, insert, update, delete on public.interview_events to service_role;
 
--- A session's ledger goes with it, so that deleting a user leaves nothing personal behind.
+-- A session's ledger goes with it, so that deleting a user leaves nothing personal behind. Security definer, because
+-- before Postgres 18 it runs as whoever deletes the user (supabase_auth_admin); nobody can call it otherwise.
 create or replace function public.delete_interview_events_of_deleted_sessions()
 returns trigger
 language plpgsql
-security invoker
+security definer
 set search_path = ''
 as $$
 begin
@@ -119,6 +122,11 @@ as $$
 declare
   v_result jsonb;
 begin
+  -- Somebody may be applying a poisoned event this very moment: wait for what becomes of it.
+  perform public.lock_interview_sessions(array(
+    select l.session_id from jsonb_to_recordset(p_letters) as l (session_id text, reason text)
+     where l.reason = 'poison'));
+
   select coalesce(jsonb_agg(
            case when e.event_id is null
              then jsonb_build_object('id', l.event_id, 'outcome', 'rejected', 'reason', l.reason, 'detail', l.detail)
@@ -167,8 +175,7 @@ begin
 end;
 $$;
 
--- Folds events that stand in the ledger into the rows of their sessions, each rule by the RPC that owns it, and
--- resolves the dead letters they leave behind.
+-- Folds events that stand in the ledger into the rows of their sessions, each rule by the RPC that owns it.
 -- The sessions are locked, and those without a row have a start among the events.
 create or replace function public.fold_interview_events(p_event_ids uuid[])
 returns void
@@ -200,7 +207,7 @@ begin
       -- The earliest start gives the names (ties: the smaller id); the ledger knows those applied before.
       select (array_agg(e.payload order by e.occurred_at, e.event_id))[1] as payload,
              min(e.occurred_at) as occurred_at,
-             count(distinct e.payload ->> 'user_id') as users
+             count(distinct (e.payload ->> 'user_id')::uuid) as users
         into v_started
         from public.interview_events e
        where e.session_id = v.session_id
@@ -239,15 +246,25 @@ begin
       perform public.cancel_interview(v.session_id);  -- the reason stays in the ledger
     end if;
   end loop;
+end;
+$$;
 
+-- Resolves the open letters of those of these events that are applied.
+create or replace function public.resolve_dead_interview_events(p_event_ids uuid[])
+returns void
+language sql
+security invoker
+set search_path = ''
+as $$
   update public.interview_dead_letters d
      set status = 'resolved', resolved_at = now()
     from public.interview_events e
    where e.event_id = any (p_event_ids)
      and e.applied_at is not null
      and d.event_id = e.event_id::text
+     and d.session_id = e.session_id  -- a letter may hold another event that was given the same id
+     and d.type = e.type
      and d.status in ('open', 'replayed');
-end;
 $$;
 
 -- Applies a whole pack or raises. The sessions are locked. Answers as apply_interview_events does.
@@ -262,17 +279,23 @@ declare
   v_new uuid[];       -- events the ledger did not know
   v_released uuid[];  -- events that waited for a session that is live now
 begin
-  select array_agg(distinct i.subject)
-    into v_live
-    from jsonb_to_recordset(p_events) as i (type text, subject text)
-   where i.type = 'interview.started'
-      or exists (select from public.interview_sessions s where s.session_id = i.subject);
+  -- Locked, so that nobody deletes a session (or its user) between this look and our commit.
+  v_live := array(
+    select s.session_id
+      from public.interview_sessions s
+     where s.session_id in (select i.subject from jsonb_to_recordset(p_events) as i (subject text))
+     order by s.session_id
+       for no key update)
+    || array(
+    select distinct i.subject
+      from jsonb_to_recordset(p_events) as i (type text, subject text)
+     where i.type = 'interview.started');
 
   with inserted as (
     insert into public.interview_events (event_id, session_id, type, occurred_at, payload, applied_at)
     select i.id, i.subject, i.type, i.time, i.data, case when l.session_id is not null then now() end
       from jsonb_to_recordset(p_events) as i (id uuid, type text, subject text, time timestamptz, data jsonb)
-      left join unnest(v_live) as l (session_id) on l.session_id = i.subject
+      left join (select distinct unnest(v_live) as session_id) l on l.session_id = i.subject
     on conflict (event_id) do nothing
     returning event_id
   )
@@ -298,6 +321,8 @@ begin
   select array_agg(event_id) into v_released from released;
 
   perform public.fold_interview_events(v_new || v_released);
+  perform public.resolve_dead_interview_events(
+    v_released || array(select i.id from jsonb_to_recordset(p_events) as i (id uuid)));
 
   return (
     select jsonb_agg(
@@ -313,7 +338,7 @@ begin
               from rows from (jsonb_to_recordset(p_events) as (id uuid, subject text)) with ordinality
                      as r (id, subject, n)) i
       left join unnest(v_new) as n (event_id) on n.event_id = i.id
-      left join unnest(v_live) as l (session_id) on l.session_id = i.subject);
+      left join (select distinct unnest(v_live) as session_id) l on l.session_id = i.subject);
 end;
 $$;
 
@@ -360,7 +385,7 @@ begin
 
   return public.record_dead_interview_events(jsonb_build_array(jsonb_build_object(
     'event', (p_events -> 0)::text,
-    'event_id', p_events -> 0 ->> 'id',
+    'event_id', lower(p_events -> 0 ->> 'id'),
     'session_id', p_events -> 0 ->> 'subject',
     'type', p_events -> 0 ->> 'type',
     'reason', case when v_constraint = 'interview_sessions_user_id_fkey' then 'unknown_user'
@@ -384,27 +409,36 @@ set search_path = ''
 as $$
 declare
   v_sessions text[] := array(
-    select distinct e.session_id
+    select e.session_id
       from public.interview_events e
+      left join public.interview_sessions s on s.session_id = e.session_id
      where e.applied_at is null
        and e.received_at < now() - p_older_than
-     order by e.session_id
+     group by e.session_id, s.session_id
+     order by s.session_id is not null, e.session_id  -- orphans first
      limit 1000);  -- a bounded batch: call again while it answers more than 0
+  v_live text[];
   v_applied uuid[];
   v_letters jsonb;
 begin
   perform public.lock_interview_sessions(v_sessions);
 
+  v_live := array(
+    select s.session_id
+      from public.interview_sessions s
+     where s.session_id = any (v_sessions)
+     order by s.session_id
+       for no key update);
   with released as (
     update public.interview_events e
        set applied_at = now()
-     where e.session_id = any (v_sessions)
+     where e.session_id = any (v_live)
        and e.applied_at is null
-       and exists (select from public.interview_sessions s where s.session_id = e.session_id)
     returning e.event_id
   )
   select array_agg(event_id) into v_applied from released;
   perform public.fold_interview_events(v_applied);
+  perform public.resolve_dead_interview_events(v_applied);
 
   with expired as (
     delete from public.interview_events e
@@ -435,6 +469,7 @@ revoke all on function
   public.record_dead_interview_events(jsonb),
   public.lock_interview_sessions(text[]),
   public.fold_interview_events(uuid[]),
+  public.resolve_dead_interview_events(uuid[]),
   public.apply_interview_event_pack(jsonb),
   public.apply_interview_events(jsonb),
   public.expire_waiting_interview_events(interval)
@@ -443,6 +478,7 @@ grant execute on function
   public.record_dead_interview_events(jsonb),
   public.lock_interview_sessions(text[]),
   public.fold_interview_events(uuid[]),
+  public.resolve_dead_interview_events(uuid[]),
   public.apply_interview_event_pack(jsonb),
   public.apply_interview_events(jsonb),
   public.expire_waiting_interview_events(interval)

@@ -10,6 +10,7 @@ import pytest
 from psycopg.rows import dict_row
 
 from tests.database import Database
+from tests.worker_process import Workers, workers_on
 from worker.embedded import Stack
 
 
@@ -33,3 +34,10 @@ def database(stack: Stack) -> Iterator[Database]:
 def user(database: Database) -> uuid.UUID:
     """A user who may be interviewed."""
     return database.create_user()
+
+
+@pytest.fixture
+def workers(stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workers]:
+    """Starts real Celery workers on an empty stream."""
+    with workers_on(stack, tmp_path, monkeypatch) as workers:
+        yield workers

@@ -16,6 +16,7 @@ from worker.errors import Misconfigured, RefusedCall, Unavailable
 from worker.settings import Settings
 
 Outcome = Literal["applied", "duplicate", "waiting", "rejected"]
+DEADLOCK_RETRIES: Final = 3
 LEDGER_SQL: Final = "sql/supabase_worker_interview_events.sql"
 
 
@@ -70,6 +71,11 @@ class Database:
             client.rest_url = URL(settings.supabase_rest_url)
         return client
 
+    def close(self) -> None:
+        """Give the connections back, where any were made."""
+        if "client" in self.__dict__ and self.client.options.httpx_client is not None:
+            self.client.options.httpx_client.close()
+
     def apply_events(self, events: Sequence[Mapping[str, Any]]) -> list[Answer]:
         """Apply a pack in one transaction; one answer per event, in order."""
         return self._call_pack("apply_interview_events", {"p_events": events}, len(events))
@@ -102,10 +108,23 @@ class Database:
             raise Unavailable("Supabase's answer is not JSON: is SUPABASE_URL right?") from error
 
     def _call_pack(self, rpc: str, parameters: dict[str, Any], count: int) -> list[Answer]:
-        answers = self.call(lambda client: client.rpc(rpc, parameters).execute()).data
+        answers = self._call_despite_deadlocks(lambda client: client.rpc(rpc, parameters).execute()).data
         if not (isinstance(answers, list) and len(answers) == count and all("outcome" in each for each in answers)):
             raise Unavailable(f"{rpc} did not answer as it should: is SUPABASE_URL right?")
         return answers
+
+    def _call_despite_deadlocks(self, query: Callable[[Client], Any]) -> Any:
+        """Packs never deadlock with each other, but may with a user's deletion; the loser just tries again."""
+        for _ in range(DEADLOCK_RETRIES):
+            try:
+                return self.call(query)
+            except Deadlocked:
+                continue
+        return self.call(query)
+
+
+class Deadlocked(Unavailable):
+    """Postgres chose this transaction as a deadlock's victim."""
 
 
 def _raise_for_status(response: httpx.Response) -> None:
@@ -140,4 +159,6 @@ def _error(status: int, code: str, retry_after: str) -> Exception:
         return RefusedCall(what)
     if status == HTTPStatus.NOT_FOUND:
         return Misconfigured(f"no Supabase API there ({what})", remedy="set SUPABASE_URL to the project's URL")
+    if code == "40P01":
+        return Deadlocked(f"deadlock ({what})")
     return Unavailable(f"Supabase is ill ({what})", retry_after=float(retry_after) if retry_after.isdecimal() else 0.0)

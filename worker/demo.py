@@ -128,7 +128,7 @@ class Demo:
         self.console.print(
             Panel(
                 f"{counts['sessions']} sessions, {counts['completed']} of them completed\n"
-                f"{ledger} events applied, each once; {dead} dead letter open: the one cut in half, which nobody can mend\n"
+                f"{ledger} events applied, each once; {dead} dead letter open: the one cut in half\n"
                 f"[bold]{rate:,.0f} events/s[/bold] from publish to commit, on this machine, one worker",
                 title="Summary",
                 expand=False,

@@ -77,7 +77,7 @@ class Intake:
                     self.step()
             except REDIS_AWAY as error:
                 if not failures:
-                    log.warning("intake.redis_away", error=type(error).__name__)
+                    log.warning("intake.redis_away", error=f"{type(error).__name__}: {error}")
             except Exception:
                 log.exception("intake.failed")  # a fault of ours: say it, and do not leave the worker without intake
             failures += 1

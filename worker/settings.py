@@ -61,7 +61,6 @@ class Settings(StreamSettings):
     reclaim_seconds: Seconds = 60.0  # idle time after which another worker claims an entry
     hold_seconds: Seconds = 3600.0  # longest time a task keeps its pack in an outage before it gives it back
     visibility_timeout_seconds: Seconds = 7200.0  # Celery redelivers a message not acknowledged by then
-    drain_seconds: Seconds = 30.0  # from SIGTERM until a task that does not end is cut off
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
