@@ -1,4 +1,4 @@
-# Every target sets up what it needs: a virtual environment in .venv, PostgREST in node_modules. No root.
+# Every target sets up what it needs: a virtual environment in .venv, PostgREST and supabase-js in node_modules. No root.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -18,7 +18,7 @@ setup: .venv/installed node_modules/.package-lock.json  ## The virtual environme
 	touch $@
 
 node_modules/.package-lock.json: package.json package-lock.json
-	npm ci --silent
+	npm ci --silent --include=dev
 
 demo: setup  ## The main job from beginning to end, on real servers
 	$(BIN)/python -m worker.demo

@@ -7,8 +7,8 @@ and unknown data fields are ignored, so that an engine may be deployed first. Ch
 Source: DESIGN section 3; https://github.com/cloudevents/spec (structured mode).
 """
 
-import math
 import re
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
@@ -31,6 +31,8 @@ from events.errors import InvalidEvent
 
 MAX_EVENT_BYTES: Final = 256 * 1024
 MAX_INTEGER: Final = 2**31 - 1  # Postgres' integer
+MAX_NUMBER: Final = sys.float_info.max
+MAX_DEPTH: Final = 100  # levels of nesting in feedback
 MAX_PROBLEMS: Final = 5  # named in one error
 
 _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
@@ -51,6 +53,8 @@ def _rfc_3339(value: object) -> object:
 def _text(value: str) -> str:
     if "\0" in value:
         raise _wrong("must not contain NUL characters")
+    if not value.isascii() and _SURROGATE.search(value):
+        raise _wrong("must not contain lone surrogates")
     return value
 
 
@@ -62,20 +66,25 @@ def _email(value: str) -> str:
 
 
 def _storable(value: dict[str, Any]) -> dict[str, Any]:
-    """Refuse, at any depth, what JSON cannot say or Postgres cannot hold."""
-    unseen: list[Any] = [value]
-    while unseen:
-        match unseen.pop():
-            case dict() as members:
-                unseen += members.keys()
-                unseen += members.values()
-            case list() as elements:
-                unseen += elements
-            case str() as text if _SURROGATE.search(_text(text)):
-                raise _wrong("must not contain lone surrogates")
-            case float() as number if not math.isfinite(number):
-                raise _wrong("must not contain NaN or infinite numbers")
-    return value
+    """Refuse, at any depth, what JSON cannot say, Postgres cannot hold, or another reader cannot read."""
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        below: list[Any] = []
+        for each in level:
+            match each:
+                case dict():
+                    below += each.keys()
+                    below += each.values()
+                case list():
+                    below += each
+                case str():
+                    _text(each)
+                case int() | float() if not abs(each) <= MAX_NUMBER:  # NaN compares as false
+                    raise _wrong("must not contain NaN, infinite or larger numbers than a double holds")
+        if not below:
+            return value
+        level = below
+    raise _wrong(f"must not be nested deeper than {MAX_DEPTH} levels")
 
 
 Text = Annotated[str, Field(strict=True), AfterValidator(_text)]
@@ -238,7 +247,8 @@ def _validated(make: Callable[[], EventT]) -> EventT:
     try:
         return make()
     except ValidationError as error:
-        raise _explained(error) from None  # the cause would repeat the values
+        explained = _explained(error)
+    raise explained  # out here, because the cause would repeat the values
 
 
 def _explained(error: ValidationError) -> InvalidEvent:

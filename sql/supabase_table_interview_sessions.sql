@@ -107,8 +107,8 @@ create or replace function public.create_interview_session(
   p_user_id uuid,
   p_email text,
   p_session_id text,
-  p_resume_filename text,
-  p_job_description_filename text,
+  p_resume_filename text default null,
+  p_job_description_filename text default null,
   p_total_questions integer default null,
   p_created_at timestamptz default null
 )
@@ -157,8 +157,8 @@ $$;
 -- Reports progress; numbers are cumulative, the greatest ever reported stands, null says nothing.
 create or replace function public.update_interview_progress(
   p_session_id text,
-  p_questions_answered integer,
-  p_duration_minutes integer,
+  p_questions_answered integer default null,
+  p_duration_minutes integer default null,
   p_total_questions integer default null
 )
 returns jsonb
@@ -203,6 +203,14 @@ declare
   v_session public.interview_sessions;
   v_completed_at timestamptz := coalesce(p_completed_at, now());
 begin
+  -- Here, because a violated constraint would repeat the whole row to the caller's log.
+  if p_score not between 0 and 100 then
+    raise exception using errcode = '22023', message = 'the score must be from 0 to 100';
+  end if;
+  if jsonb_typeof(p_feedback) <> 'object' then
+    raise exception using errcode = '22023', message = 'the feedback must be a JSON object';
+  end if;
+
   update public.interview_sessions s
      set interview_status = 'completed',
          score = p_score,
@@ -314,11 +322,25 @@ from public.interview_sessions
 where score is not null
 group by interview_status;
 
+-- What happened on each day (UTC) on which an interview started? For charts.
+create or replace view public.interview_daily_activity with (security_invoker = on) as
+select
+  (created_at at time zone 'utc')::date as day,
+  count(*) as started,
+  count(*) filter (where interview_status = 'completed') as completed,
+  count(*) filter (where interview_status = 'cancelled') as cancelled,
+  avg(score) as average_score,
+  sum(duration_minutes) as total_time_minutes
+from public.interview_sessions
+group by 1;
+
 revoke all on
-  public.interview_user_statistics, public.interview_completion_rate, public.interview_score_by_status
+  public.interview_user_statistics, public.interview_completion_rate, public.interview_score_by_status,
+  public.interview_daily_activity
 from public, anon, authenticated, service_role;
 grant select on
-  public.interview_user_statistics, public.interview_completion_rate, public.interview_score_by_status
+  public.interview_user_statistics, public.interview_completion_rate, public.interview_score_by_status,
+  public.interview_daily_activity
 to authenticated, service_role;
 
 commit;

@@ -8,6 +8,10 @@
 --   apply_interview_events            applies a pack of events in one transaction
 --   record_dead_interview_events      keeps events that the worker itself found invalid
 --   expire_waiting_interview_events   turns events whose session never started into dead letters
+--   purge_interview_events            removes the ledger of sessions that ended long ago
+--   get_interview_timeline            one session's story
+--   verify_interview_sessions         compares rows with their ledger, a page at a time
+--   rebuild_interview_session         restores one row from its ledger
 
 begin;
 
@@ -46,6 +50,10 @@ create index if not exists interview_events_session_id_occurred_at_idx
 -- The few that wait.
 create index if not exists interview_events_waiting_idx
   on public.interview_events (session_id) where applied_at is null;
+
+-- Where do the old ones lie? Tiny, because rows come in the order of this column.
+create index if not exists interview_events_received_at_idx
+  on public.interview_events using brin (received_at) with (autosummarize = on);
 
 alter table public.interview_events enable row level security;
 revoke all on public.interview_events from public, anon, authenticated, service_role;
@@ -136,7 +144,9 @@ begin
     from rows from (jsonb_to_recordset(p_letters) as (event_id text, reason text, detail text)) with ordinality
            as l (event_id, reason, detail, n)
     left join public.interview_events e
-      on l.reason = 'poison' and e.event_id::text = l.event_id and e.applied_at is not null;
+      on e.event_id = case when l.reason = 'poison' and l.event_id ~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
+                           then l.event_id::uuid end
+     and e.applied_at is not null;
 
   insert into public.interview_dead_letters as d (event, event_id, session_id, type, reason, detail, attempts)
   select l.event, min(l.event_id), min(l.session_id), min(l.type), min(l.reason), min(coalesce(l.detail, '')),
@@ -464,6 +474,234 @@ begin
 end;
 $$;
 
+-- Removes the ledger of sessions that ended and have been quiet for long; never an event that waits, never a dead
+-- letter. Answers how many events it removed; a bounded batch: call again while it answers more than 0. What is
+-- removed can no longer be verified or rebuilt; should one of its events come again, the row stays as it is.
+create or replace function public.purge_interview_events(p_older_than interval)
+returns integer
+language plpgsql
+security invoker
+set search_path = ''
+as $$
+declare
+  v_before constant timestamptz := now() - p_older_than;
+  v_sessions text[] := array(
+    select distinct quiet.session_id
+      from (
+        select e.session_id
+          from public.interview_events e
+          join public.interview_sessions s on s.session_id = e.session_id
+         where e.received_at < v_before
+           and s.interview_status <> 'in_progress'
+           and not exists (
+                 select
+                   from public.interview_events late
+                  where late.session_id = e.session_id
+                    and late.received_at >= v_before)
+         limit 5000) quiet);
+  v_count integer;
+begin
+  perform public.lock_interview_sessions(v_sessions);
+
+  delete from public.interview_events e
+   using (select l.session_id  -- looked at again, now that nobody else works on them
+            from public.interview_events l
+            join public.interview_sessions s on s.session_id = l.session_id
+           where l.session_id = any (v_sessions)
+             and s.interview_status <> 'in_progress'
+           group by l.session_id
+          having max(l.received_at) < v_before
+             and bool_and(l.applied_at is not null)) quiet
+   where e.session_id = quiet.session_id;
+  get diagnostics v_count = row_count;
+  return v_count;
+end;
+$$;
+
+-- ------------------------------------------------------------------------------------------------ looking back
+
+-- What happened in this session, in the order in which it happened?
+create or replace function public.get_interview_timeline(p_session_id text)
+returns setof public.interview_events
+language sql
+stable
+security invoker
+set search_path = ''
+as $$
+  select e.*
+    from public.interview_events e
+   where e.session_id = p_session_id
+   order by e.occurred_at, e.event_id;
+$$;
+
+-- What does the ledger alone say of these sessions? The rules of the RPCs once more, as one fold: what an audit
+-- compares with must not be the code that it audits.
+create or replace function public.fold_interview_ledger(p_session_ids text[])
+returns table (
+  session_id text, user_id uuid, email text, resume_filename text, job_description_filename text,
+  interview_status text, total_questions integer, questions_answered integer, duration_minutes integer,
+  score numeric, feedback jsonb, created_at timestamptz, completed_at timestamptz
+)
+language sql
+stable
+security invoker
+set search_path = ''
+as $$
+  select f.session_id,
+         (f.started ->> 'user_id')::uuid,
+         f.started ->> 'email',
+         f.started ->> 'resume_filename',
+         f.started ->> 'job_description_filename',
+         case when f.completed_at is not null then 'completed'
+              when f.cancelled then 'cancelled'
+              else 'in_progress' end,
+         f.total_questions,
+         coalesce(f.questions_answered, 0),
+         coalesce(f.duration_minutes, 0),
+         (f.finished ->> 'score')::numeric,
+         nullif(f.finished -> 'feedback', 'null'),
+         f.created_at,
+         f.completed_at
+    from (
+      select e.session_id,
+             (array_agg(e.payload order by e.occurred_at, e.event_id)
+                filter (where e.type = 'interview.started'))[1] as started,
+             min(e.occurred_at) filter (where e.type = 'interview.started') as created_at,
+             (array_agg(e.payload order by e.occurred_at desc, e.event_id desc)
+                filter (where e.type = 'interview.finished'))[1] as finished,
+             max(e.occurred_at) filter (where e.type = 'interview.finished') as completed_at,
+             bool_or(e.type = 'interview.cancelled') as cancelled,
+             max((e.payload ->> 'total_questions')::integer) as total_questions,
+             max((e.payload ->> 'questions_answered')::integer) as questions_answered,
+             max((e.payload ->> 'duration_minutes')::integer) as duration_minutes
+        from public.interview_events e
+       where e.session_id = any (p_session_ids)
+       group by e.session_id
+    ) f
+   where f.started is not null;
+$$;
+
+-- Do the rows equal their ledger? Looks at the next p_limit sessions after p_after, in order of session_id, and answers
+-- {"checked", "last", "found": [{"session_id", "kind", "columns"}]}; "last" is null on the last page. The kinds:
+--   behind     the row lacks what the ledger says: rebuild it
+--   ahead      the row says more than the ledger: a person called an RPC or edited it; no fault by itself
+--   waiting    events wait although their session has a row: the next event, or expire_waiting..., applies them
+--   unfounded  the ledger does not hold the start: a person created the session, or the ledger was purged
+create or replace function public.verify_interview_sessions(p_after text default '', p_limit integer default 1000)
+returns jsonb
+language plpgsql
+stable
+security invoker
+set search_path = ''
+as $$
+declare
+  v_page text[] := array(
+    select s.session_id
+      from public.interview_sessions s
+     where s.session_id > p_after
+     order by s.session_id
+     limit p_limit);
+  v_found jsonb;
+begin
+  select jsonb_agg(jsonb_build_object('session_id', v.session_id, 'kind', v.kind, 'columns', v.columns)
+                   order by v.session_id, v.kind)
+    into v_found
+    from (
+      select d.session_id, d.kind, jsonb_agg(d.name order by d.name) as columns
+        from public.interview_sessions s
+        join public.fold_interview_ledger(v_page) l on l.session_id = s.session_id
+       cross join lateral (values
+         ('questions_answered', sign(s.questions_answered - l.questions_answered)),
+         ('duration_minutes', sign(s.duration_minutes - l.duration_minutes)),
+         ('total_questions', sign(coalesce(s.total_questions, -1) - coalesce(l.total_questions, -1))),
+         ('interview_status',
+           sign(array_position(array['in_progress', 'cancelled', 'completed'], s.interview_status)
+                - array_position(array['in_progress', 'cancelled', 'completed'], l.interview_status))),
+         ('user_id', case when s.user_id = l.user_id then 0 else -1 end),
+         ('created_at', case when s.created_at = l.created_at then 0
+                             when s.created_at < l.created_at then 1
+                             else -1 end),
+         ('email', case when s.created_at = l.created_at and s.email <> l.email then -1 else 0 end),
+         ('resume_filename', case when s.created_at = l.created_at
+                                   and s.resume_filename is distinct from l.resume_filename then -1 else 0 end),
+         ('job_description_filename', case when s.created_at = l.created_at
+                                   and s.job_description_filename is distinct from l.job_description_filename
+                                   then -1 else 0 end),
+         ('completed_at', case when s.completed_at is not distinct from l.completed_at then 0
+                               when l.completed_at is null or s.completed_at > l.completed_at then 1
+                               else -1 end),
+         ('score', case when s.completed_at is not distinct from l.completed_at
+                         and s.score is distinct from l.score then -1 else 0 end),
+         ('feedback', case when s.completed_at is not distinct from l.completed_at
+                            and s.feedback is distinct from l.feedback then -1 else 0 end)
+         ) as c (name, distance)
+       cross join lateral (select s.session_id, c.name, case when c.distance < 0 then 'behind' else 'ahead' end as kind) d
+       where s.session_id = any (v_page)
+         and c.distance <> 0
+       group by d.session_id, d.kind
+      union all
+      select distinct e.session_id, 'waiting', '[]'::jsonb
+        from public.interview_events e
+       where e.session_id = any (v_page)
+         and e.applied_at is null
+      union all
+      select p.session_id, 'unfounded', '[]'::jsonb
+        from unnest(v_page) as p (session_id)
+       where not exists (
+               select
+                 from public.interview_events e
+                where e.session_id = p.session_id
+                  and e.type = 'interview.started')
+    ) v;
+
+  return jsonb_build_object(
+    'checked', cardinality(v_page),
+    'last', case when cardinality(v_page) = p_limit then v_page[p_limit] end,
+    'found', coalesce(v_found, '[]'));
+end;
+$$;
+
+-- Restores one row to what its ledger says, no more and no less, and answers the session. Without its start in the
+-- ledger (purged, or created by a person) it is PT404, and nothing changes.
+create or replace function public.rebuild_interview_session(p_session_id text)
+returns jsonb
+language plpgsql
+security invoker
+set search_path = ''
+as $$
+declare
+  v_session public.interview_sessions;
+begin
+  perform public.lock_interview_sessions(array[p_session_id]);
+
+  insert into public.interview_sessions as s
+    (session_id, user_id, email, resume_filename, job_description_filename, interview_status, total_questions,
+     questions_answered, duration_minutes, score, feedback, created_at, completed_at)
+  select l.session_id, l.user_id, l.email, l.resume_filename, l.job_description_filename, l.interview_status,
+         l.total_questions, l.questions_answered, l.duration_minutes, l.score, l.feedback, l.created_at,
+         l.completed_at
+    from public.fold_interview_ledger(array[p_session_id]) l
+  on conflict (session_id) do update
+    set (user_id, email, resume_filename, job_description_filename, interview_status, total_questions,
+         questions_answered, duration_minutes, score, feedback, created_at, completed_at) = (
+      select excluded.user_id, excluded.email, excluded.resume_filename, excluded.job_description_filename,
+             excluded.interview_status, excluded.total_questions, excluded.questions_answered,
+             excluded.duration_minutes, excluded.score, excluded.feedback, excluded.created_at,
+             excluded.completed_at)
+  returning * into v_session;
+
+  if not found then
+    raise exception using errcode = 'PT404', message = 'the ledger does not hold the start of this session';
+  end if;
+
+  update public.interview_events e
+     set applied_at = now()
+   where e.session_id = p_session_id
+     and e.applied_at is null;
+  return to_jsonb(v_session);
+end;
+$$;
+
 revoke all on function
   public.delete_interview_events_of_deleted_sessions(),
   public.record_dead_interview_events(jsonb),
@@ -472,7 +710,12 @@ revoke all on function
   public.resolve_dead_interview_events(uuid[]),
   public.apply_interview_event_pack(jsonb),
   public.apply_interview_events(jsonb),
-  public.expire_waiting_interview_events(interval)
+  public.expire_waiting_interview_events(interval),
+  public.purge_interview_events(interval),
+  public.get_interview_timeline(text),
+  public.fold_interview_ledger(text[]),
+  public.verify_interview_sessions(text, integer),
+  public.rebuild_interview_session(text)
 from public, anon, authenticated, service_role;
 grant execute on function
   public.record_dead_interview_events(jsonb),
@@ -481,7 +724,12 @@ grant execute on function
   public.resolve_dead_interview_events(uuid[]),
   public.apply_interview_event_pack(jsonb),
   public.apply_interview_events(jsonb),
-  public.expire_waiting_interview_events(interval)
+  public.expire_waiting_interview_events(interval),
+  public.purge_interview_events(interval),
+  public.get_interview_timeline(text),
+  public.fold_interview_ledger(text[]),
+  public.verify_interview_sessions(text, integer),
+  public.rebuild_interview_session(text)
 to service_role;
 
 commit;

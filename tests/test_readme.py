@@ -26,9 +26,11 @@ def test_every_command_is_in_the_readme(command: str) -> None:
     assert command in README
 
 
-@pytest.mark.parametrize("command", sorted(set(re.findall(r"interviews (?:dlq )?[a-z]+", README))))
+@pytest.mark.parametrize(
+    "command", sorted(set(re.findall(r"(?:^|`)(interviews (?:dlq |session )?[a-z]+)", README, re.MULTILINE)))
+)
 def test_every_command_in_the_readme_exists(command: str) -> None:
-    assert command in [*commands(interviews, "interviews"), "interviews dlq"]
+    assert command in [*commands(interviews, "interviews"), "interviews dlq", "interviews session"]
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(([^)#]+)\)", README))))

@@ -17,6 +17,7 @@ from worker.settings import Settings
 
 Outcome = Literal["applied", "duplicate", "waiting", "rejected"]
 DEADLOCK_RETRIES: Final = 3
+MAX_BATCHES: Final = 100  # of one round of maintenance; the next round goes on
 LEDGER_SQL: Final = "sql/supabase_worker_interview_events.sql"
 
 
@@ -83,6 +84,23 @@ class Database:
     def record_dead_events(self, letters: Sequence[Letter]) -> list[Answer]:
         """Keep events that cannot be applied; one answer per letter, in order."""
         return self._call_pack("record_dead_interview_events", {"p_letters": letters}, len(letters))
+
+    def expire_waiting(self, *, hours: float) -> int:
+        """Turn events that have waited longer into dead letters, in batches; answer how many."""
+        return self._call_until_zero("expire_waiting_interview_events", f"{hours} hours")
+
+    def purge(self, *, days: float) -> int:
+        """Remove the ledger of sessions that ended and have been quiet for longer, in batches; answer how many."""
+        return self._call_until_zero("purge_interview_events", f"{days} days")
+
+    def _call_until_zero(self, rpc: str, older_than: str) -> int:
+        total = 0
+        for _ in range(MAX_BATCHES):
+            count = int(self.call(lambda client: client.rpc(rpc, {"p_older_than": older_than}).execute()).data)
+            total += count
+            if not count:
+                break
+        return total
 
     def count_waiting(self) -> int:
         """How many events of the ledger wait for the start of their session."""

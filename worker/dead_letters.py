@@ -5,11 +5,24 @@ import json
 from functools import partial
 from typing import Any, Final, Literal
 
+import redis
 from postgrest import CountMethod
 from supabase import Client
 
 from worker.database import Database, Letter
+from worker.stream import EventStream
 
+REASONS: Final = (
+    "invalid_json",
+    "invalid_event",
+    "unsupported_type",
+    "too_large",
+    "unknown_user",
+    "session_conflict",
+    "rejected",
+    "orphaned",
+    "poison",
+)
 Status = Literal["open", "replayed", "resolved", "discarded"]
 BASE64_MARK: Final = "base64:"
 MAX_NAME: Final = 200  # characters kept of an id, a session or a type that breaks the contract
@@ -108,12 +121,19 @@ class DeadLetters:
         )
         return int(answer.count or 0)
 
-    def mark_replayed(self, ids: list[int]) -> list[dict[str, Any]]:
-        """Mark open letters as replayed, before they are published; answer those that were, with their events.
+    def replay(self, ids: list[int], stream: EventStream) -> list[dict[str, Any]]:
+        """Publish the events of open letters again; answer these letters. Raises redis.RedisError, too.
 
-        In this order, a crash in between leaves a letter that says "replayed" and can be replayed again.
+        They are marked first: the worker may resolve them at once. Where Redis does not take them they are open
+        again; a crash in between leaves letters that say "replayed" and can be replayed once more.
         """
-        return self._move(ids, {"status": "replayed"})
+        replayed = self._move(ids, {"status": "replayed"})
+        try:
+            stream.add([original_bytes(letter["event"]) for letter in replayed])
+        except redis.RedisError:
+            self._move([letter["id"] for letter in replayed], {"status": "open"})
+            raise
+        return replayed
 
     def discard(self, ids: list[int], note: str) -> list[dict[str, Any]]:
         """Close open letters without applying them; answer those that were closed."""

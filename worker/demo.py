@@ -25,7 +25,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from worker.database import Database
-from worker.dead_letters import DeadLetters, original_bytes
+from worker.dead_letters import DeadLetters
 from worker.embedded import Stack, StackError
 from worker.settings import load_settings
 from worker.stream import EventStream, connect
@@ -98,8 +98,7 @@ class Demo:
         self.connection.execute("insert into auth.users (id, email) values (%s, %s)", LATE_USER)
         self.console.print("the user signs up      insert into auth.users …")
         self.console.print(f"the letter is replayed interviews dlq replay {letter['id']}")
-        for replayed in self.letters.mark_replayed([letter["id"]]):
-            self.stream.add([original_bytes(replayed["event"])])
+        self.letters.replay([letter["id"]], self.stream)
         self._wait(lambda: self.letters.get([letter["id"]])[0]["status"] == "resolved", "the replay to be applied")
         self.console.print("its story is complete\n")
         self.console.print(self._sessions(only=letter["session_id"]))

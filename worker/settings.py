@@ -5,29 +5,47 @@ A wrong or missing one is one readable line and exit status 2 (`SettingsError`),
 
 from typing import Annotated, Literal, Self, TypeVar, overload
 
+import httpx
+import redis
 from pydantic import AfterValidator, AliasChoices, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from worker.errors import SettingsError
 
-Seconds = Annotated[float, Field(gt=0)]
+Duration = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seconds = Duration
 
 
 def _redis_url(value: SecretStr) -> SecretStr:
     if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
         raise ValueError("must begin with redis://, rediss:// or unix://")
+    try:
+        redis.connection.parse_url(value.get_secret_value())  # type: ignore[no-untyped-call]
+    except ValueError:
+        parsed = False  # its message may quote the password
+    else:
+        parsed = True
+    if not parsed:
+        raise ValueError("is no URL: write /, : and @ in its password as %2F, %3A and %40")
     return value
 
 
 def _http_url(value: str) -> str:
     if not value.startswith(("http://", "https://")):
         raise ValueError("must begin with https:// or http://")
+    try:
+        url = httpx.URL(value)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"is no URL: {error}") from None
+    if not url.host:
+        raise ValueError("names no host")
     return value
 
 
-def _not_empty(value: SecretStr) -> SecretStr:
-    if not value.get_secret_value():
-        raise ValueError("is empty")
+def _key(value: SecretStr) -> SecretStr:
+    key = value.get_secret_value()
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise ValueError("holds characters that no key has")
     return value
 
 
@@ -37,7 +55,7 @@ HttpUrl = Annotated[str, AfterValidator(_http_url)]
 class StreamSettings(BaseSettings):
     """What publishing needs: `INTERVIEW_` before a name unless an alias is given."""
 
-    model_config = SettingsConfigDict(env_prefix="INTERVIEW_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="INTERVIEW_", frozen=True, extra="ignore", env_ignore_empty=True)
 
     redis_url: Annotated[SecretStr, AfterValidator(_redis_url)] = Field(validation_alias="REDIS_URL")
     stream: str = Field(default="interview:events", min_length=1)  # key of the Redis stream
@@ -47,7 +65,7 @@ class Settings(StreamSettings):
     """What a worker needs: every setting, its unit and its default."""
 
     supabase_url: HttpUrl = Field(validation_alias="SUPABASE_URL")
-    supabase_secret_key: Annotated[SecretStr, AfterValidator(_not_empty)] = Field(
+    supabase_secret_key: Annotated[SecretStr, AfterValidator(_key)] = Field(
         validation_alias=AliasChoices("SUPABASE_SECRET_KEY", "SUPABASE_SERVICE_ROLE_KEY")
     )
     supabase_rest_url: HttpUrl | None = Field(default=None, validation_alias="SUPABASE_REST_URL")
@@ -61,6 +79,9 @@ class Settings(StreamSettings):
     reclaim_seconds: Seconds = 60.0  # idle time after which another worker claims an entry
     hold_seconds: Seconds = 3600.0  # longest time a task keeps its pack in an outage before it gives it back
     visibility_timeout_seconds: Seconds = 7200.0  # Celery redelivers a message not acknowledged by then
+
+    waiting_hours: Duration = 24.0  # an event without its session's start is dead after that
+    keep_ledger_days: Duration | None = None  # ledger of ended sessions; not set: for ever
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 

@@ -31,6 +31,24 @@ def apply_events(consumer: str, pack: Message) -> None:
         log.warning("pack.not_acknowledged", error=type(error).__name__, events=len(unpacked.events))
 
 
+@shared_task(name="interview.expire_waiting")
+def expire_waiting() -> None:
+    """Turn events that have waited for their session too long into dead letters."""
+    context = process_context()
+    count = context.database.expire_waiting(hours=context.settings.waiting_hours)
+    if count:
+        log.warning("events.orphaned", count=count, hours=context.settings.waiting_hours)
+
+
+@shared_task(name="interview.purge")
+def purge() -> None:
+    """Remove the ledger of sessions that ended long ago, where the settings say how long that is."""
+    context = process_context()
+    if context.settings.keep_ledger_days is not None:
+        count = context.database.purge(days=context.settings.keep_ledger_days)
+        log.info("ledger.purged", count=count, days=context.settings.keep_ledger_days)
+
+
 def _give_back(consumer: str, pack: Pack) -> None:
     context = process_context()
     try:
@@ -46,6 +64,7 @@ class Context:
 
     settings: Settings
     stream: EventStream
+    database: Database
     applier: Applier
 
 
@@ -62,4 +81,5 @@ def process_context() -> Context:
         rpc_timeout_seconds=settings.rpc_timeout_seconds,
         hold_seconds=settings.hold_seconds,
     )
-    return Context(settings, stream, Applier(Database(settings), stream, hold))
+    database = Database(settings)
+    return Context(settings, stream, database, Applier(database, stream, hold))

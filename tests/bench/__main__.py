@@ -1,6 +1,6 @@
 """`make bench`: our worker beside a naive Celery task, in one run on one machine, as ratios.
 
-    python -m tests.bench [--events 50000] [--naive-events 2000] [--rounds 3] [--json bench.json]
+    python -m tests.bench [--events 50000] [--naive-events 2000] [--rounds 3] [--ledger 10000]... [--json bench.json]
 
 Every figure is the median of the rounds. The load goes to 127.0.0.1 and stops by itself.
 """
@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from events import Publisher, parse_event
+from tests.bench.growth import grow, pack_milliseconds
 from tests.database import Database
 from tests.stories import chunks, crowd, encoded
 from worker.demo import running_worker
@@ -128,8 +129,17 @@ class Bench:
 @click.option("--events", type=int, default=50_000, show_default=True, help="Events of our worker's backlog.")
 @click.option("--naive-events", type=int, default=2_000, show_default=True, help="Events of the naive task's.")
 @click.option("--rounds", type=int, default=3, show_default=True)
+@click.option(
+    "--ledger",
+    "sizes",
+    type=int,
+    multiple=True,
+    default=(10_000, 1_000_000, 5_000_000),
+    show_default=True,
+    help="Ledger rows at which a pack of 200 is timed; 0 for none.",
+)
 @click.option("--json", "file", type=click.Path(path_type=Path), default=Path("bench.json"), show_default=True)
-def main(events: int, naive_events: int, rounds: int, file: Path) -> None:
+def main(events: int, naive_events: int, rounds: int, sizes: tuple[int, ...], file: Path) -> None:
     """Measure, print a table, write it as JSON."""
     console = Console(highlight=False)
     results: dict[str, list[float]] = {}
@@ -146,12 +156,19 @@ def main(events: int, naive_events: int, rounds: int, file: Path) -> None:
             for name, measure in measures.items():
                 with console.status(f"round {number + 1} of {rounds}: {name}"):
                     results.setdefault(name, []).append(measure())
+        growth = {}
+        for size in filter(None, sizes):
+            with console.status(f"a ledger of {size:,} rows"):
+                grow(bench.database, ledger_rows=size)
+                growth[size] = pack_milliseconds(bench.database)
     medians = {name: statistics.median(rates) for name, rates in results.items()}
-    _print(console, medians)
-    file.write_text(json.dumps({"events_per_second": medians, "rounds": results}, indent=2) + "\n")
+    _print_rates(console, medians)
+    _print_growth(console, growth)
+    report = {"events_per_second": medians, "rounds": results, "pack_of_200_milliseconds": growth}
+    file.write_text(json.dumps(report, indent=2) + "\n")
 
 
-def _print(console: Console, medians: dict[str, float]) -> None:
+def _print_rates(console: Console, medians: dict[str, float]) -> None:
     baseline = next(iter(medians.values()))
     table = Table(box=None, header_style="bold")
     table.add_column("")
@@ -159,6 +176,18 @@ def _print(console: Console, medians: dict[str, float]) -> None:
     table.add_column("times naive", justify="right")
     for name, rate in medians.items():
         table.add_row(name, f"{rate:,.0f}", f"{rate / baseline:.1f}")
+    console.print(table)
+
+
+def _print_growth(console: Console, growth: dict[int, float]) -> None:
+    if not growth:
+        return
+    smallest = next(iter(growth.values()))
+    table = Table(box=None, header_style="bold")
+    for column in ("ledger rows", "ms per pack of 200", "times the smallest"):
+        table.add_column(column, justify="right")
+    for size, milliseconds in growth.items():
+        table.add_row(f"{size:,}", f"{milliseconds:.1f}", f"{milliseconds / smallest:.2f}")
     console.print(table)
 
 

@@ -6,18 +6,20 @@ from typing import Any, get_args
 
 import click
 
-from worker.cli.screen import print_json, print_table
+from worker.cli.screen import print_json, print_table, printable
 from worker.database import Database
-from worker.dead_letters import DeadLetters, Status, original_bytes
+from worker.dead_letters import REASONS, DeadLetters, Status
 from worker.errors import WorkerError
 from worker.settings import Settings, load_settings
 from worker.stream import EventStream, connect
 
 POLL_SECONDS = 0.25
 
-ids_argument = click.argument("ids", metavar="[ID]...", nargs=-1, type=int)
+letter_id = click.IntRange(1, 2**63 - 1)
+ids_argument = click.argument("ids", metavar="[ID]...", nargs=-1, type=letter_id)
 all_option = click.option("--all", "everything", is_flag=True, help="All open letters.")
-reason_option = click.option("--reason", help="All open letters of one reason, as unknown_user.")
+reasons = click.Choice(REASONS)
+reason_option = click.option("--reason", type=reasons, metavar="REASON", help="All open letters of one reason.")
 json_option = click.option("--json", "as_json", is_flag=True, help="For a program.")
 
 
@@ -28,7 +30,7 @@ def dlq() -> None:
 
 @dlq.command("list", epilog="Example: interviews dlq list --reason unknown_user")
 @click.option("--status", type=click.Choice([*get_args(Status), "all"]), default="open", show_default=True)
-@click.option("--reason", help="Only this reason, as unknown_user.")
+@click.option("--reason", type=reasons, metavar="REASON", help="Only this reason, as unknown_user.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
 @json_option
 def list_letters(status: str, reason: str | None, limit: int, as_json: bool) -> None:
@@ -49,7 +51,7 @@ def list_letters(status: str, reason: str | None, limit: int, as_json: bool) -> 
 
 
 @dlq.command(epilog="Example: interviews dlq show 7")
-@click.argument("id", type=int)
+@click.argument("id", type=letter_id)
 @json_option
 def show(id: int, as_json: bool) -> None:  # noqa: A002 - the argument's name on the command line
     """Show one dead letter with its event, as it was received."""
@@ -59,8 +61,8 @@ def show(id: int, as_json: bool) -> None:  # noqa: A002 - the argument's name on
         return
     for name, value in letter.items():
         if name != "event" and value is not None:
-            click.echo(f"{name:16} {value}")
-    click.echo(f"\n{letter['event']}")
+            click.echo(f"{name:16} {printable(str(value))}")
+    click.echo(f"\n{printable(letter['event'])}")
 
 
 @dlq.command(epilog="Example: interviews dlq replay 7   or: interviews dlq replay --reason unknown_user")
@@ -76,9 +78,7 @@ def replay(ids: tuple[int, ...], everything: bool, reason: str | None, wait: flo
     settings = load_settings()
     letters = _dead_letters(settings)
     chosen = _chosen(letters, ids, everything, reason)
-    stream = EventStream(connect(settings), settings.stream)
-    replayed = letters.mark_replayed(chosen)
-    stream.add([original_bytes(letter["event"]) for letter in replayed])
+    replayed = letters.replay(chosen, EventStream(connect(settings), settings.stream))
     _tell_unmoved(chosen, replayed)
     ended = _wait_for_end(letters, [letter["id"] for letter in replayed], wait)
     failed = [letter for letter in ended if letter["status"] == "open"]
@@ -97,6 +97,8 @@ def replay(ids: tuple[int, ...], everything: bool, reason: str | None, wait: flo
 @click.option("--note", required=True, help="Why; it is kept with the letter.")
 def discard(ids: tuple[int, ...], everything: bool, reason: str | None, note: str) -> None:
     """Close dead letters without applying them. The letters are kept."""
+    if not note.strip():
+        raise click.BadParameter("say why", param_hint="--note")
     letters = _dead_letters(load_settings())
     chosen = _chosen(letters, ids, everything, reason)
     discarded = letters.discard(chosen, note)

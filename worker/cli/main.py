@@ -8,6 +8,7 @@ import redis
 from events import PublishError
 from worker.cli.dlq import dlq
 from worker.cli.publish import publish
+from worker.cli.sessions import session, verify
 from worker.cli.sql import sql
 from worker.cli.status import status
 from worker.cli.up import up
@@ -23,7 +24,7 @@ def interviews() -> None:
     """
 
 
-for command in (up, publish, status, dlq, sql):
+for command in (up, publish, status, dlq, session, verify, sql):
     interviews.add_command(command)
 
 

@@ -1,15 +1,15 @@
 """`interviews publish`: events from a file of JSON lines to the stream."""
 
+import codecs
 import itertools
 import sys
 from collections.abc import Iterable, Iterator
 from typing import IO
 
 import click
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from events import Event, InvalidEvent, Publisher, parse_event
-from worker.cli.screen import screen
+from worker.cli.screen import progress_bar
 from worker.settings import StreamSettings, load_settings
 from worker.stream import EventStream, connect
 
@@ -29,7 +29,7 @@ def publish(file: IO[bytes], unchecked: bool) -> None:
     """
     settings = load_settings(StreamSettings)
     published, wrong = 0, 0
-    with _progress() as progress:
+    with progress_bar() as progress:
         task = progress.add_task("publishing", total=None)
         if unchecked:
             stream = EventStream(connect(settings), settings.stream)
@@ -51,7 +51,8 @@ def publish(file: IO[bytes], unchecked: bool) -> None:
 
 
 def _chunks(lines: Iterable[bytes]) -> Iterator[list[tuple[int, bytes]]]:
-    numbered = ((number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip())
+    stripped = (line.removeprefix(codecs.BOM_UTF8).strip() for line in lines)  # editors on Windows put a mark
+    numbered = ((number, line) for number, line in enumerate(stripped, start=1) if line)
     while chunk := list(itertools.islice(numbered, CHUNK)):
         yield chunk
 
@@ -62,9 +63,3 @@ def _checked(chunk: list[tuple[int, bytes]]) -> Iterator[Event]:
             yield parse_event(line, strict=True)
         except InvalidEvent as invalid:
             click.echo(f"line {number}: {invalid}", err=True)
-
-
-def _progress() -> Progress:
-    console = screen(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

@@ -2,6 +2,8 @@
 
 import shlex
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -35,7 +37,7 @@ def up(data: Path, version: int) -> None:
             click.echo(f"# already running, data in {data}")
             _print_settings(running)
             return
-        with Stack(data, postgres_version=version) as stack:
+        with Stack(data, postgres_version=version) as stack, _until_interrupted():
             file = data / "env"
             data.mkdir(parents=True, exist_ok=True)
             file.touch(mode=0o600)
@@ -43,10 +45,8 @@ def up(data: Path, version: int) -> None:
             click.echo(f"# running, data in {stack.folder}; Ctrl-C stops it. In another terminal:")
             click.echo(f"#   . {file} && celery -A worker worker")
             _print_settings(stack.environment)
-            signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-            _wait_for_interrupt()
-            click.echo("# stopping", err=True)
-    except StackError as error:
+            signal.pause()
+    except (StackError, OSError) as error:
         raise WorkerError(str(error)) from error
 
 
@@ -59,8 +59,11 @@ def _lines(environment: dict[str, str]) -> list[str]:
     return [f"{name}={shlex.quote(value)}" for name, value in environment.items()]
 
 
-def _wait_for_interrupt() -> None:
+@contextmanager
+def _until_interrupted() -> Iterator[None]:
+    """Leave the block at Ctrl-C or SIGTERM, as if it had ended."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        signal.pause()
+        yield
     except KeyboardInterrupt:
-        return
+        click.echo("# stopping", err=True)

@@ -40,7 +40,14 @@ class Server:
 
     def start(self) -> None:
         """Start and wait until ready; raise StackError with the log's last line otherwise."""
-        with self.log.open("ab") as log:
+        try:
+            self._spawn()
+        except OSError as error:
+            raise StackError(f"{self.name} cannot be started: {error}") from error
+        self._wait_until_ready()
+
+    def _spawn(self) -> None:
+        with self.log.open("wb") as log:
             self.process = subprocess.Popen(  # noqa: S603 - our own argument list, no shell
                 self.argv,
                 stdin=subprocess.DEVNULL,
@@ -54,9 +61,11 @@ class Server:
                 preexec_fn=self._die_with_parent,
                 cwd="/",
             )
+
+    def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + READY_SECONDS
         while not self._is_ready():
-            if self.process.poll() is not None:
+            if self.process is None or self.process.poll() is not None:
                 raise StackError(f"{self.name} ended at its start: {self._last_line()} (see {self.log})")
             if time.monotonic() > deadline:
                 self.stop()

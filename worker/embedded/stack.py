@@ -7,6 +7,7 @@ import secrets
 import shutil
 import signal
 import subprocess
+import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -18,9 +19,10 @@ import psycopg
 import redis
 
 from worker.embedded import binaries
-from worker.embedded.server import Server, StackError, free_port, primary_group
+from worker.embedded.server import READY_SECONDS, STOP_SECONDS, Server, StackError, free_port, primary_group
 from worker.sql_files import sql_files
 
+RUNNING = "running"  # a file that is there while all servers are ready
 JWT_EXPIRY = 4102444800  # 2100-01-01: a key that outlives every demo
 
 
@@ -64,11 +66,17 @@ class Stack:
     def running(cls, folder: Path) -> dict[str, str] | None:
         """The settings of the stack that runs in this folder, None where none does."""
         home = binaries.reachable_folder(folder)
-        lock = _take_lock(home)
-        if lock is not None:
-            lock.close()
-            return None
-        return _environment(json.loads((home / "state.json").read_text()))
+        deadline = time.monotonic() + READY_SECONDS
+        while home.is_dir() and time.monotonic() < deadline:
+            lock = _take_lock(home)
+            if lock is not None:
+                lock.close()
+                return None
+            if (home / RUNNING).exists():
+                state: State = json.loads((home / "state.json").read_text())
+                return _environment(state)
+            time.sleep(0.05)  # it is starting, or stopping
+        return None
 
     @property
     def environment(self) -> dict[str, str]:
@@ -91,13 +99,17 @@ class Stack:
             raise StackError(f"a stack is running in {self.folder} already: stop it, or use another --data folder")
         self._state = self._load_state()
         (self.folder / "log").mkdir(exist_ok=True)
+        (self.folder / RUNNING).unlink(missing_ok=True)  # of a run that was killed
         self.postgres, self.redis, self.postgrest = self._postgres(), self._redis(), self._postgrest()
         self.postgres.start()
         self._apply_sql()
         self.redis.start()
         self.postgrest.start()
+        (self.folder / RUNNING).touch()
 
     def _stop(self) -> None:
+        if self._lock is not None:
+            (self.folder / RUNNING).unlink(missing_ok=True)
         for name in ("postgrest", "redis", "postgres"):
             server: Server | None = getattr(self, name, None)
             if server is not None:
@@ -128,6 +140,7 @@ class Stack:
         user = binaries.unprivileged_user()
         if not (data / "PG_VERSION").exists():
             _initdb(folder / "initdb", data, self._state["postgres_password"], user)
+        _wait_for_predecessor(data / "postmaster.pid")
         version = (data / "PG_VERSION").read_text().strip()
         if version != str(self.postgres_version):
             raise StackError(f"{data} holds Postgres {version} data, not {self.postgres_version}: use another folder")
@@ -221,10 +234,24 @@ def _initdb(initdb: Path, data: Path, password: str, user: str | None) -> None:
         password_file.unlink()
 
 
+def _wait_for_predecessor(pid_file: Path) -> None:
+    """Wait until the Postgres of a run that was killed has shut down: it has been told to."""
+    deadline = time.monotonic() + STOP_SECONDS
+    while pid_file.exists():
+        try:
+            pid = int(pid_file.read_text().split()[0])
+            os.kill(pid, 0)  # only asks whether it is there
+        except (FileNotFoundError, ProcessLookupError):
+            return
+        except PermissionError:
+            pass  # it is, as another user's
+        if time.monotonic() > deadline:
+            raise StackError(f"process {pid} still uses {pid_file.parent}: end it, or use another folder")
+        time.sleep(0.05)
+
+
 def _take_lock(folder: Path) -> IO[str] | None:
     """The folder's lock, None while another process holds it; the kernel gives it back when we end."""
-    if not folder.exists():
-        folder.mkdir(parents=True)
     lock = (folder / "lock").open("w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

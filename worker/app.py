@@ -1,0 +1,54 @@
+"""The Celery app, as a function of the settings.
+
+Celery on Redis may lose a message when a worker is killed, and nothing here depends on it remembering: the stream
+does. So the settings below are about running and draining well, not about durability.
+"""
+
+import tempfile
+from pathlib import Path
+
+from celery import Celery
+
+from worker.intake import IntakeStep
+from worker.settings import Settings
+
+QUEUE = "interview"
+MAINTENANCE_SECONDS = 300.0
+
+
+def make_app(settings: Settings) -> Celery:
+    """A Celery app with the intake, the task and every setting that TRAPS taught us."""
+    app = Celery("worker", broker=settings.redis_url.get_secret_value(), include=["worker.tasks"])
+    app.conf.update(
+        task_default_queue=QUEUE,
+        task_acks_late=True,  # acknowledge after the commit, so that a crash means redelivery
+        task_reject_on_worker_lost=True,
+        task_ignore_result=True,
+        task_serializer="json",
+        accept_content=["json"],
+        worker_pool=settings.pool,
+        worker_concurrency=settings.concurrency,
+        worker_prefetch_multiplier=2,  # one pack runs in a slot, one is at hand
+        worker_hijack_root_logger=False,
+        worker_enable_remote_control=True,
+        worker_cancel_long_running_tasks_on_connection_loss=False,  # the RPC goes on, and a repeat is harmless
+        worker_send_task_events=False,
+        beat_schedule={
+            "expire waiting events": {"task": "interview.expire_waiting", "schedule": MAINTENANCE_SECONDS},
+            "purge the ledger": {"task": "interview.purge", "schedule": MAINTENANCE_SECONDS},
+        },
+        beat_schedule_filename=str(Path(tempfile.gettempdir()) / "interviews-beat-schedule"),
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_channel_error_retry=True,  # READONLY or OOM from Redis must not end the worker
+        broker_pool_limit=None,
+        broker_transport_options={
+            "visibility_timeout": settings.visibility_timeout_seconds,
+            "socket_timeout": 15,
+            "socket_connect_timeout": 5,
+            "socket_keepalive": True,
+            "health_check_interval": 15,
+        },
+    )
+    app.steps["worker"].add(IntakeStep)
+    return app

@@ -1,0 +1,121 @@
+"""`interviews verify` and `interviews session`: rows and their ledger."""
+
+import sys
+from collections import Counter
+from typing import Any
+
+import click
+
+from worker.cli.screen import print_json, print_table, progress_bar
+from worker.database import Database
+from worker.errors import WorkerError
+from worker.sessions import Finding, Sessions
+from worker.settings import load_settings
+
+NEEDS_A_PERSON = 3
+FAULTS = {"behind"}  # the other kinds have honest causes
+SHOWN = 20  # findings printed for a person
+REMEDIES = {
+    "behind": "restore each with: interviews session rebuild SESSION_ID",
+    "ahead": "a person called an RPC or edited the row; no fault by itself",
+    "waiting": "the next event of the session applies them, or the schedule does (celery -A worker beat)",
+    "unfounded": "a person created the session, or its ledger was purged",
+}
+
+
+@click.command(epilog="Example: interviews verify   or: interviews verify --strict --json")
+@click.option("--strict", is_flag=True, help="Rows that say more than their ledger are faults, too.")
+@click.option("--json", "as_json", is_flag=True, help="For a program.")
+def verify(strict: bool, as_json: bool) -> None:
+    """Compare every session's row with its ledger.
+
+    Exit status 3 when a row lacks what its ledger says.
+    """
+    sessions = Sessions(Database(load_settings()))
+    findings: list[Finding] = []
+    checked = 0
+    with progress_bar() as progress:
+        task = progress.add_task("verifying", total=sessions.count())
+        for count, found in sessions.verify():
+            checked += count
+            findings += found
+            progress.update(task, completed=checked)
+    if as_json:
+        print_json({"checked": checked, "found": findings})
+    else:
+        _tell(checked, findings)
+    faults = FAULTS | ({"ahead"} if strict else set())
+    sys.exit(NEEDS_A_PERSON if any(finding["kind"] in faults for finding in findings) else 0)
+
+
+@click.group()
+def session() -> None:
+    """One session: its story, its repair."""
+
+
+@session.command(epilog="Example: interviews session show session_api_123456")
+@click.argument("session_id")
+@click.option("--json", "as_json", is_flag=True, help="For a program.")
+def show(session_id: str, as_json: bool) -> None:
+    """Show a session's row and its events, in the order in which they happened."""
+    sessions = Sessions(Database(load_settings()))
+    row, events = sessions.get(session_id), sessions.timeline(session_id)
+    if row is None and not events:
+        raise WorkerError(f"no session {session_id}, and no event of it")
+    if as_json:
+        print_json({"session": row, "events": events})
+        return
+    for name, value in (row or {"session_id": f"{session_id} has not started"}).items():
+        if value is not None:
+            click.echo(f"{name:26} {value}")
+    click.echo()
+    print_table(
+        ("happened", "arrived", "applied", "type", "data"),
+        (
+            (
+                *(_moment(event[name]) for name in ("occurred_at", "received_at", "applied_at")),
+                _kind(event),
+                _data(event),
+            )
+            for event in events
+        ),
+    )
+
+
+@session.command(epilog="Example: interviews session rebuild session_api_123456")
+@click.argument("session_id")
+def rebuild(session_id: str) -> None:
+    """Restore a session's row to what its ledger says, no more and no less."""
+    sessions = Sessions(Database(load_settings()))
+    before = sessions.get(session_id) or {}
+    if not any(event["type"] == "interview.started" for event in sessions.timeline(session_id)):
+        raise WorkerError(f"the ledger does not hold the start of {session_id}: nothing changed")
+    after = sessions.rebuild(session_id)
+    changed = [name for name in after if after[name] != before.get(name)]
+    for name in changed:
+        click.echo(f"{name}: {before.get(name)} -> {after[name]}")
+    click.echo("restored" if changed else "it was as its ledger says")
+
+
+def _tell(checked: int, findings: list[Finding]) -> None:
+    for finding in findings[:SHOWN]:
+        click.echo(f"{finding['session_id']}: {finding['kind']} {', '.join(finding['columns'])}".rstrip())
+    if len(findings) > SHOWN:
+        click.echo(f"and {len(findings) - SHOWN} more; --json shows all")
+    kinds = Counter(finding["kind"] for finding in findings)
+    for kind, count in sorted(kinds.items()):
+        click.echo(f"{count} {kind}: {REMEDIES[kind]}")
+    click.echo(f"{checked} sessions compared with their ledger")
+
+
+def _moment(time: str | None) -> str:
+    """To the second, in UTC, as Supabase answers it; an event that is not applied has no such moment."""
+    return time[:19].replace("T", " ") if time else "waits"
+
+
+def _kind(event: dict[str, Any]) -> str:
+    return str(event["type"]).removeprefix("interview.")
+
+
+def _data(event: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in event["payload"].items() if name != "feedback")

@@ -1,0 +1,67 @@
+"""Sessions and their ledger, for an operator: the timeline of one, the audit of all, the repair of one."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, Final, Literal, TypedDict
+
+from postgrest import CountMethod
+from supabase import Client
+
+from worker.database import Database
+
+PAGE: Final = 1000  # sessions compared in one call
+
+
+class Finding(TypedDict):
+    """A row that does not equal its ledger; the kinds are explained at verify_interview_sessions in the SQL."""
+
+    session_id: str
+    kind: Literal["behind", "ahead", "waiting", "unfounded"]
+    columns: list[str]
+
+
+class Sessions:
+    """The operator's view of interview_sessions and interview_events. Raises what worker.database raises."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def count(self) -> int:
+        """How many sessions there are."""
+        answer = self._database.call(
+            lambda client: client.table("interview_sessions").select("id", count=CountMethod.exact, head=True).execute()
+        )
+        return int(answer.count or 0)
+
+    def verify(self) -> Iterator[tuple[int, list[Finding]]]:
+        """Compare every row with its ledger; yields, page by page, how many were compared and what was found."""
+        after: str | None = ""
+        while after is not None:
+            page = self._database.call(partial(_verify, after)).data
+            yield page["checked"], page["found"]
+            after = page["last"]
+
+    def get(self, session_id: str) -> dict[str, Any] | None:
+        """The session's row, None where there is none."""
+        rows: list[dict[str, Any]] = self._database.call(
+            lambda client: client.table("interview_sessions").select("*").eq("session_id", session_id).execute()
+        ).data
+        return rows[0] if rows else None
+
+    def timeline(self, session_id: str) -> list[dict[str, Any]]:
+        """The session's events in the order in which they happened."""
+        events: list[dict[str, Any]] = self._database.call(
+            lambda client: client.rpc("get_interview_timeline", {"p_session_id": session_id}).execute()
+        ).data
+        return events
+
+    def rebuild(self, session_id: str) -> dict[str, Any]:
+        """Restore the row from its ledger, which must hold its start; answer it."""
+        row: dict[str, Any] = self._database.call(
+            lambda client: client.rpc("rebuild_interview_session", {"p_session_id": session_id}).execute()
+        ).data
+        return row
+
+
+def _verify(after: str, client: Client) -> Any:
+    return client.rpc("verify_interview_sessions", {"p_after": after, "p_limit": PAGE}).execute()
