@@ -56,6 +56,13 @@ def test_what_a_dead_worker_held_is_claimed_by_another_with_its_number_of_delive
     assert reclaimed[0].id == first.id
 
 
+def test_what_a_dead_worker_held_is_found_behind_thousands_that_others_hold(stream: EventStream) -> None:
+    ids = stream.add([b"1"] * 5000)
+    stream.claim_new("alive", 5000, block_ms=1)
+    stream.give_back("dead", ids[-1:], idle_ms=60_000)
+    assert [entry.id for entry in stream.claim_idle("heir", 10, idle_ms=30_000)] == ids[-1:]
+
+
 def test_a_claim_kept_fresh_is_not_taken_and_counts_no_delivery(workers: Workers, stream: EventStream) -> None:
     stream.add([b"1"] * 2500)  # more than one page
     stream.claim_new("holder", 2500, block_ms=1)

@@ -229,6 +229,21 @@ def test_an_event_on_which_the_whole_call_fails_is_found_by_halving(
     assert "57014" in told["detail"]
 
 
+def test_an_event_that_kills_its_process_again_and_again_is_poison_and_hurts_no_other(
+    workers: Workers, database: Database, user: uuid.UUID, rng: random.Random
+) -> None:
+    events = crowd(user, rng, events=50)
+    deadly = event("answered", "deadly", questions_answered=1)
+    raw = encoded([*events, deadly])
+    rng.shuffle(raw)
+    workers.stream.add(raw)
+    with workers.running(app="tests.deadly_worker", INTERVIEW_RECLAIM_SECONDS="2.5") as worker:
+        workers.wait_until_empty()
+        assert workers.stop(worker) == 0
+    assert_rows_equal_their_stories(database, events)
+    assert letters(database) == [("poison", json.dumps(deadly).encode())]
+
+
 def test_a_stream_entry_without_an_event_is_kept_as_a_dead_letter(workers: Workers, database: Database) -> None:
     workers.client.xadd("interview:events", {"evnet": "a typo", "n": "1"})
     with workers.running() as worker:

@@ -49,13 +49,13 @@ class Workers:
     _logs: list[Path] = field(default_factory=list)
 
     @contextmanager
-    def running(self, *options: str, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
+    def running(self, *options: str, app: str = "worker", **settings: str) -> Iterator[subprocess.Popen[bytes]]:
         """A worker that has started to claim; killed at the end if it still runs."""
         log = self.folder / f"worker-{len(self._logs)}.log"
         self._logs.append(log)
         with log.open("wb") as output:
             worker = subprocess.Popen(
-                [str(Path(sys.executable).parent / "celery"), "-A", "worker", "worker", "--without-mingle", *options],
+                [str(Path(sys.executable).parent / "celery"), "-A", app, "worker", "--without-mingle", *options],
                 env={**os.environ, **QUICK, **self.environment, **settings},
                 stdout=subprocess.DEVNULL,
                 stderr=output,

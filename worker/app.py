@@ -22,7 +22,7 @@ def make_app(settings: Settings) -> Celery:
     app.conf.update(
         task_default_queue=QUEUE,
         task_acks_late=True,  # acknowledge after the commit, so that a crash means redelivery
-        task_reject_on_worker_lost=True,
+        task_reject_on_worker_lost=False,  # the stream hands the pack out again, and counts how often
         task_ignore_result=True,
         task_serializer="json",
         accept_content=["json"],

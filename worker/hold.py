@@ -143,4 +143,7 @@ def hold_key(stream: str) -> str:
 def read_hold(client: redis.Redis, key: str) -> HoldState | None:
     """The hold that is in force, None where all is well. Raises redis.RedisError."""
     raw: Any = client.get(key)
-    return HoldState(**json.loads(raw)) if raw else None
+    if not raw:
+        return None
+    told = json.loads(raw)  # perhaps by a worker of another version
+    return HoldState(told["reason"], told["since"], told.get("remedy"))

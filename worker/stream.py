@@ -107,10 +107,17 @@ class EventStream:
 
     def claim_idle(self, consumer: str, count: int, *, idle_ms: int) -> list[Entry]:
         """Claim up to `count` entries whose consumer has not touched them for `idle_ms`."""
-        _, claimed, *_ = self._redis.xautoclaim(self.key, GROUP, consumer, idle_ms, start_id="0-0", count=count)
-        found = [(entry_id, fields) for entry_id, fields in claimed if fields]
-        if len(found) < len(claimed):
-            self._forget_deleted(consumer)
+        cursor = b"0-0"
+        found: list[tuple[bytes, dict[bytes, bytes]]] = []
+        while not found:
+            cursor, claimed, *_ = self._redis.xautoclaim(
+                self.key, GROUP, consumer, idle_ms, start_id=cursor, count=count
+            )
+            found = [(entry_id, fields) for entry_id, fields in claimed if fields]
+            if len(found) < len(claimed):
+                self._forget_deleted(consumer)
+            if cursor == b"0-0":  # looked at all
+                break
         if not found:
             return []
         pending = self._redis.xpending_range(
