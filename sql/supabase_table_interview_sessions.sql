@@ -72,6 +72,23 @@ create or replace trigger interview_sessions_completed_at
   before insert or update of interview_status, completed_at on public.interview_sessions
   for each row execute function public.set_interview_completed_at();
 
+-- The ledger finds its session by session_id: renamed, a session would leave its events behind for good.
+create or replace function public.keep_interview_session_id()
+returns trigger
+language plpgsql
+security invoker
+set search_path = ''
+as $$
+begin
+  raise exception using errcode = '42501', message = 'the session_id of an interview session never changes';
+end;
+$$;
+
+create or replace trigger interview_sessions_keep_session_id
+  before update of session_id on public.interview_sessions
+  for each row when (old.session_id is distinct from new.session_id)
+  execute function public.keep_interview_session_id();
+
 -- ------------------------------------------------------------------------------------------ row level security
 
 alter table public.interview_sessions enable row level security;
@@ -273,6 +290,7 @@ $$;
 
 revoke all on function
   public.set_interview_completed_at(),
+  public.keep_interview_session_id(),
   public.create_interview_session(uuid, text, text, text, text, integer, timestamptz),
   public.update_interview_progress(text, integer, integer, integer),
   public.complete_interview(text, numeric, jsonb, timestamptz),

@@ -58,6 +58,10 @@ create index if not exists interview_events_received_at_idx
 alter table public.interview_events enable row level security;
 revoke all on public.interview_events from public, anon, authenticated, service_role;
 grant select, insert, update, delete on public.interview_events to service_role;
+-- No grant lets anyone else in; this says so where grants are looked at last, and holds should one slip in.
+drop policy if exists "Only service_role" on public.interview_events;
+create policy "Only service_role" on public.interview_events
+  as restrictive for all to anon, authenticated using (false);
 
 -- A session's ledger goes with it, so that deleting a user leaves nothing personal behind. Security definer, because
 -- before Postgres 18 it runs as whoever deletes the user (supabase_auth_admin); nobody can call it otherwise.
@@ -116,7 +120,12 @@ create index if not exists interview_dead_letters_open_event_id_idx
 
 alter table public.interview_dead_letters enable row level security;
 revoke all on public.interview_dead_letters from public, anon, authenticated, service_role;
+revoke all on sequence public.interview_dead_letters_id_seq from public, anon, authenticated, service_role;
 grant select, insert, update, delete on public.interview_dead_letters to service_role;
+-- No grant lets anyone else in; this says so where grants are looked at last, and holds should one slip in.
+drop policy if exists "Only service_role" on public.interview_dead_letters;
+create policy "Only service_role" on public.interview_dead_letters
+  as restrictive for all to anon, authenticated using (false);
 
 -- Keeps events that cannot be applied. p_letters: an array of {"event", "event_id"?, "session_id"?, "type"?,
 -- "reason", "detail"}. Answers one {"id", "outcome", "reason", "detail"} per letter, in order; the outcome is

@@ -46,9 +46,7 @@ class Database:
 
     def create_user(self, user_id: uuid.UUID | None = None) -> uuid.UUID:
         wanted = user_id or uuid.uuid4()
-        self.connection.execute(
-            "insert into auth.users (id, email) values (%s, %s)", (wanted, f"{wanted}@example.com")
-        )
+        self.connection.execute("insert into auth.users (id, email) values (%s, %s)", (wanted, f"{wanted}@example.com"))
         return wanted
 
     def apply(self, *events: Mapping[str, Any]) -> list[str]:
@@ -68,6 +66,4 @@ class Database:
         return self.all("select * from public.interview_events where session_id = %s", session_id)
 
     def dead_letters(self, session_id: str) -> list[Row]:
-        return self.all(
-            "select * from public.interview_dead_letters where session_id = %s order by id", session_id
-        )
+        return self.all("select * from public.interview_dead_letters where session_id = %s order by id", session_id)

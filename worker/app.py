@@ -4,8 +4,11 @@ Celery on Redis may lose a message when a worker is killed, and nothing here dep
 does. So the settings below are about running and draining well, not about durability.
 """
 
+import ssl
 import tempfile
 from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 from celery import Celery
 
@@ -17,8 +20,9 @@ MAINTENANCE_SECONDS = 300.0
 
 
 def make_app(settings: Settings) -> Celery:
-    """A Celery app with the intake, the task and every setting that TRAPS taught us."""
-    app = Celery("worker", broker=settings.redis_url.get_secret_value(), include=["worker.tasks"])
+    """A Celery app with the intake, the task, and settings for a worker that runs for months."""
+    url = settings.redis_url.get_secret_value()
+    app = Celery("worker", broker=url, include=["worker.tasks"])
     app.conf.update(
         task_default_queue=QUEUE,
         task_acks_late=True,  # acknowledge after the commit, so that a crash means redelivery
@@ -42,8 +46,9 @@ def make_app(settings: Settings) -> Celery:
         broker_connection_max_retries=None,
         broker_channel_error_retry=True,  # READONLY or OOM from Redis must not end the worker
         broker_pool_limit=None,
+        broker_transport="worker.transport:Transport",
+        broker_use_ssl=_tls(url),
         broker_transport_options={
-            "visibility_timeout": settings.visibility_timeout_seconds,
             "socket_timeout": 15,
             "socket_connect_timeout": 5,
             "socket_keepalive": True,
@@ -52,3 +57,11 @@ def make_app(settings: Settings) -> Celery:
     )
     app.steps["worker"].add(IntakeStep)
     return app
+
+
+def _tls(url: str) -> dict[str, Any] | None:
+    """TLS as redis-py has it: certificates are checked unless the URL says otherwise (kombu would not check)."""
+    if not url.startswith("rediss://"):
+        return None
+    said = {name: value for name, value in parse_qsl(urlsplit(url).query) if name.startswith("ssl_")}
+    return {"ssl_cert_reqs": ssl.CERT_REQUIRED} | said

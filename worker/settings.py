@@ -78,7 +78,6 @@ class Settings(StreamSettings):
     backoff_seconds: Seconds = 5.0  # longest wait between two probes of an ill Supabase (full jitter)
     reclaim_seconds: Seconds = 60.0  # idle time after which another worker claims an entry
     hold_seconds: Seconds = 3600.0  # longest time a task keeps its pack in an outage before it gives it back
-    visibility_timeout_seconds: Seconds = 7200.0  # Celery redelivers a message not acknowledged by then
 
     waiting_hours: Duration = 24.0  # an event without its session's start is dead after that
     keep_ledger_days: Duration | None = None  # ledger of ended sessions; not set: for ever
@@ -89,11 +88,6 @@ class Settings(StreamSettings):
     def _times_fit(self) -> Self:
         if self.reclaim_seconds <= self.rpc_timeout_seconds:
             raise ValueError("INTERVIEW_RECLAIM_SECONDS must exceed INTERVIEW_RPC_TIMEOUT_SECONDS, or work doubles")
-        if self.visibility_timeout_seconds <= self.hold_seconds + self.rpc_timeout_seconds:
-            raise ValueError(
-                "INTERVIEW_VISIBILITY_TIMEOUT_SECONDS must exceed INTERVIEW_HOLD_SECONDS plus "
-                "INTERVIEW_RPC_TIMEOUT_SECONDS, or a pack in hold is delivered again"
-            )
         return self
 
 
