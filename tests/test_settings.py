@@ -133,8 +133,6 @@ def test_the_newer_name_of_the_key_goes_first(environment: pytest.MonkeyPatch) -
     [
         ({"RECLAIM": "10", "RPC_TIMEOUT": "10"}, "INTERVIEW_RECLAIM_SECONDS must exceed INTERVIEW_RPC_TIMEOUT_SECONDS"),
         ({"RECLAIM": "5"}, "INTERVIEW_RECLAIM_SECONDS must exceed INTERVIEW_RPC_TIMEOUT_SECONDS"),
-        ({"VISIBILITY_TIMEOUT": "3610"}, "INTERVIEW_VISIBILITY_TIMEOUT_SECONDS must exceed INTERVIEW_HOLD_SECONDS"),
-        ({"HOLD": "7190"}, "INTERVIEW_VISIBILITY_TIMEOUT_SECONDS must exceed INTERVIEW_HOLD_SECONDS"),
     ],
 )
 def test_times_that_do_not_fit_each_other_are_refused(
