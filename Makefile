@@ -4,7 +4,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long lint format bench lock clean
+# What must hold on every version of Postgres.
+SQL_TESTS := $(addprefix tests/test_,$(addsuffix .py,session_rules convergence state_machine concurrency security \
+  advisor life_of_data optional_sql))
+
+.PHONY: help setup demo test test-versions test-long chaos lint format bench lock clean
 
 help:  ## What there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -12,6 +16,7 @@ help:  ## What there is to make
 setup: .venv/installed node_modules/.package-lock.json  ## The virtual environment and PostgREST
 
 .venv/installed: requirements.lock pyproject.toml
+	@echo "setting up .venv, which takes half a minute"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
@@ -26,8 +31,16 @@ demo: setup  ## The main job from beginning to end, on real servers
 test: setup  ## All tests, on real servers
 	$(BIN)/python -m pytest
 
-test-long: setup  ## The property tests with ten times the examples
-	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest tests/test_convergence.py
+test-versions: setup  ## The SQL's tests on Postgres 16, and on 15 where Debian's is installed
+	INTERVIEW_TEST_POSTGRES=16 $(BIN)/python -m pytest $(SQL_TESTS)
+	test ! -d /usr/lib/postgresql/15/bin || INTERVIEW_TEST_POSTGRES=15 $(BIN)/python -m pytest $(SQL_TESTS)
+
+test-long: setup  ## The property tests, races and packs, ten times and more as long
+	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest tests/test_convergence.py tests/test_state_machine.py \
+	  tests/test_concurrency.py
+
+chaos: setup  ## Faults under load, 200 kills among them, and what they cost
+	$(BIN)/python -m tests.chaos
 
 lint: setup  ## ruff, mypy --strict, and the imports' direction
 	$(BIN)/ruff check

@@ -33,7 +33,6 @@ class State(TypedDict):
     postgres_password: str
     redis_password: str
     jwt_secret: str
-    pid: int
 
 
 class Stack:
@@ -129,7 +128,6 @@ class Stack:
             postgres_password=old["postgres_password"] if old else secrets.token_urlsafe(24),
             redis_password=old["redis_password"] if old else secrets.token_urlsafe(24),
             jwt_secret=old["jwt_secret"] if old else secrets.token_urlsafe(48),
-            pid=os.getpid(),
         )
         file.touch(mode=0o600)
         file.write_text(json.dumps(state))
