@@ -17,7 +17,7 @@ from events.contract import (
     json_schema,
     parse_event,
 )
-from events.errors import EventsError, InvalidEvent, PublishError
+from events.errors import DurabilityError, EventsError, InvalidEvent, PublishError, SpoolError
 from events.publisher import AsyncPublisher, Publisher
 
 __all__ = [
@@ -26,12 +26,14 @@ __all__ = [
     "Answered",
     "AsyncPublisher",
     "Cancelled",
+    "DurabilityError",
     "Event",
     "EventsError",
     "Finished",
     "InvalidEvent",
     "PublishError",
     "Publisher",
+    "SpoolError",
     "Started",
     "json_schema",
     "parse_event",

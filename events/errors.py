@@ -1,8 +1,10 @@
 """What can go wrong at the engine's side.
 
 EventsError
-├── InvalidEvent    the event breaks the contract: correct it, trying again will not help
-└── PublishError    Redis did not take the event: keep it and publish it again, a repeat is harmless
+├── InvalidEvent       the event breaks the contract: correct it, trying again will not help
+├── PublishError       neither Redis nor a spool took the event: keep it and publish it again, a repeat is harmless
+├── DurabilityError    Redis has not what `durable=True` asks for: configure it, or publish without
+└── SpoolError         the spool's file cannot be used: mend its path, its rights or its disk
 """
 
 from typing import Literal
@@ -24,12 +26,20 @@ class InvalidEvent(EventsError, ValueError):
 
 
 class PublishError(EventsError):
-    """Redis did not confirm an event in time; the driver's error is the cause.
+    """Redis did not confirm an event in time, and there is no spool or it is full; the driver's error is the cause.
 
-    `published` of the events given are in the stream for certain. The others may be; publishing them again is
-    harmless, because an event is applied once however often it arrives.
+    The first `published` of the events given are in the stream for certain. The others may be; publishing them
+    again is harmless, because an event is applied once however often it arrives.
     """
 
     def __init__(self, message: str, *, published: int) -> None:
         super().__init__(message)
         self.published = published
+
+
+class DurabilityError(EventsError):
+    """Redis cannot confirm that an event is on its disk; the driver's error, with Redis' own words, is the cause."""
+
+
+class SpoolError(EventsError):
+    """The spool's file cannot be opened, read or written, or it is full; SQLite's error is the cause."""

@@ -3,26 +3,30 @@
 Any language can do the same with `XADD interview:events * event '<JSON>'`.
 """
 
+import asyncio
+import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from types import TracebackType
 from typing import Any, Final, Self
 
 import redis
 import redis.asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
-from redis.backoff import FullJitterBackoff
+from redis.backoff import FullJitterBackoff, NoBackoff
 from redis.retry import Retry
 
 from events.contract import Event
-from events.errors import PublishError
+from events.errors import DurabilityError, PublishError, SpoolError
+from events.spool import MAX_BYTES, Drainer, Spool
 
 STREAM: Final = "interview:events"
 FIELD: Final = "event"
 CHUNK: Final = 500  # events in one round trip to Redis
 BACKOFF: Final = FullJitterBackoff(cap=1.0, base=0.05)  # seconds
+
+PROOF: Final = ("WAITAOF", 1, 0, 1)  # waits for nothing, and is refused where Redis cannot tell what is on its disk
 
 # Redis is away, or answers that it cannot take an event just now: it loads its data, is a replica, or is full.
 TRANSIENT: Final = (
@@ -33,15 +37,7 @@ TRANSIENT: Final = (
     redis.exceptions.OutOfMemoryError,
 )
 
-
-def _options(timeout: float) -> dict[str, Any]:
-    return {
-        "socket_timeout": timeout,
-        "socket_connect_timeout": timeout,
-        "socket_keepalive": True,
-        "health_check_interval": 15,
-        "client_name": "interview-publisher",
-    }
+log = logging.getLogger("events.publisher")
 
 
 def _redis_url(url: str | None) -> str:
@@ -51,60 +47,197 @@ def _redis_url(url: str | None) -> str:
     return found
 
 
-def _chunks(events: Iterable[Event]) -> Iterator[list[bytes]]:
-    """Encode every event before the first is sent, so that an invalid one is found while nothing has left."""
-    encoded = iter([event.to_json() for event in events])
-    while chunk := list(islice(encoded, CHUNK)):
-        yield chunk
+def _chunks(encoded: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+    for start in range(0, len(encoded), CHUNK):
+        yield encoded[start : start + CHUNK]
 
 
-def _entry_ids(answers: list[Any]) -> list[str]:
+def _entry_ids(answers: Iterable[Any]) -> list[str]:
     return [entry_id.decode() if isinstance(entry_id, bytes) else entry_id for entry_id in answers]
 
 
 @contextmanager
-def _told_as_publish_error(published: list[str]) -> Iterator[None]:
+def _told_as_durability_error() -> Iterator[None]:
     try:
         yield
-    except redis.exceptions.RedisError as error:
-        raise PublishError(
-            f"Redis did not confirm the event ({type(error).__name__}): publish it again, a repeat is harmless",
-            published=len(published),
+    except TRANSIENT:
+        raise
+    except redis.exceptions.ResponseError as error:
+        raise DurabilityError(
+            "durable=True needs WAITAOF: Redis 7.2 or newer with appendonly yes, and +waitaof for an ACL user "
+            f"({str(error).partition(',')[0]})"
         ) from error
 
 
-class Publisher:
-    """Publishes events; one instance may be shared by threads.
+class _Publishing:
+    """All that a publisher does but wait for Redis, which the two kinds do in their own ways."""
 
-        with Publisher() as publisher:
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        stream: str = STREAM,
+        timeout: float = 2.0,
+        retries: int = 5,
+        spool: str | os.PathLike[str] | None = None,
+        spool_max_bytes: int = MAX_BYTES,
+        durable: bool = False,
+    ) -> None:
+        url = _redis_url(url)
+        self.stream = stream
+        self._timeout = timeout
+        self._durable = durable
+        self._proved = not durable  # that Redis has WAITAOF
+        self._connect(url, retries)
+        self._drainer: Drainer | None = None
+        if spool is not None:
+            # A client that tries once: the patience is the thread's.
+            self._spooled_redis: Any = redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **self._options(url))
+            self._drainer = Drainer(Spool(spool, max_bytes=spool_max_bytes), self._send_spooled)
+
+    def _connect(self, url: str, retries: int) -> None:
+        raise NotImplementedError
+
+    def _options(self, url: str) -> dict[str, Any]:
+        return {
+            "socket_timeout": self._timeout * (2 if self._durable else 1),  # Redis waits for its disk, and then answers
+            "socket_connect_timeout": self._timeout,
+            "health_check_interval": 15,
+            "client_name": "interview-publisher",
+            **({} if url.startswith("unix://") else {"socket_keepalive": True}),
+        }
+
+    def _addressed(self, chunk: Sequence[bytes]) -> Iterator[tuple[str, bytes]]:
+        return ((self.stream, event) for event in chunk)
+
+    def _filled(self, pipeline: Any, entries: Iterable[tuple[str, bytes]]) -> Any:
+        """The pipeline with (stream, event) pairs in it."""
+        for stream, event in entries:
+            pipeline.xadd(stream, {FIELD: event})
+        if self._durable:
+            pipeline.execute_command("WAITAOF", 1, 0, int(self._timeout * 1000))  # this disk, replicas, milliseconds
+        return pipeline
+
+    def _confirmed(self, answers: list[Any]) -> list[Any]:
+        """The answers to the XADDs. Raises what WAITAOF answered, or TimeoutError where the disk is behind."""
+        if not self._durable:
+            return answers
+        *answers, on_disk = answers
+        if isinstance(on_disk, Exception):
+            raise on_disk
+        if on_disk[0] < 1:
+            raise redis.exceptions.TimeoutError(f"not on Redis' disk after {self._timeout} s")
+        return answers
+
+    def _send_spooled(self, entries: Sequence[tuple[str, bytes]]) -> list[Any]:
+        """As the drainer asks for."""
+        if self._durable:  # each time, because to send and then be refused would fill the stream with repeats
+            with _told_as_durability_error():
+                self._spooled_redis.execute_command(*PROOF)
+        pipeline = self._filled(self._spooled_redis.pipeline(transaction=False), entries)
+        return self._confirmed(pipeline.execute(raise_on_error=False))
+
+    @property
+    def _must_look(self) -> bool:
+        return self._drainer is not None and self._drainer.must_look
+
+    def _look(self) -> None:
+        try:
+            if self._drainer is not None:
+                self._drainer.look()
+        except SpoolError as error:
+            log.warning("spool.unreadable reason=%s", error)  # Redis may do without it
+
+    @property
+    def _older_wait(self) -> bool:
+        """Whether older events are in the spool, so that newer ones must follow them there."""
+        return self._drainer is not None and self._drainer.active
+
+    def _keep(
+        self, encoded: Sequence[bytes], published: Sequence[str], error: redis.exceptions.RedisError | None = None
+    ) -> list[str | None]:
+        """Spool what is not published for certain; answer the entry ids, None for each spooled. Or PublishError."""
+        why = f"Redis did not confirm the event ({type(error).__name__})" if error else "older events wait for Redis"
+        again = "publish it again, a repeat is harmless"
+        if self._drainer is None:
+            raise PublishError(f"{why}: {again}", published=len(published)) from error
+        if isinstance(self._drainer.problem, DurabilityError):  # it will not pass by waiting
+            raise DurabilityError(*self._drainer.problem.args) from self._drainer.problem
+        rest = encoded[len(published) :]
+        try:
+            self._drainer.append(self.stream, rest)
+        except SpoolError as refused:
+            raise PublishError(f"{why}, and {refused}: {again}", published=len(published)) from error or refused
+        if error:
+            log.warning("spool.began reason=%s path=%s", type(error).__name__, self._drainer.spool.path)
+        return [*published, *([None] * len(rest))]
+
+
+class Publisher(_Publishing):
+    """Publishes events; one instance may be shared by threads, and used after a fork.
+
+        with Publisher(spool="/var/lib/engine/interviews.spool") as publisher:
             publisher.publish(Answered.new("session_api_123456", questions_answered=5))
 
-    `url` is a redis:// or rediss:// URL, $REDIS_URL by default. A call takes at most about
+    `url` is a redis://, rediss:// or unix:// URL, $REDIS_URL by default. A call takes at most about
     `timeout` seconds x (`retries` + 1) and a second of backoff for each, and then raises PublishError.
+
+    `spool`, a path on a local disk, keeps such events instead: they are on that disk when the call returns, and a
+    thread brings them to the stream, oldest first, once Redis is back. While any wait, later calls add to them at
+    once and do not try Redis: so what a publisher publishes in turn arrives in turn. Processes may share a file; one
+    file serves one Redis. `spool_max_bytes` bounds it, and a call that finds it full raises PublishError. What a
+    process leaves is drained by the next that opens the file, or by another that shares it, at its next publish a
+    second later. Raises SpoolError where the file cannot be used.
+
+    `durable` waits until Redis has the events on its disk, for `timeout` seconds at most, and then goes on as above.
+    The first call raises DurabilityError where Redis cannot tell. Redis should have `appendfsync always`:
+    under `everysec` each round trip takes up to a second.
     """
 
-    def __init__(self, url: str | None = None, *, stream: str = STREAM, timeout: float = 2.0, retries: int = 5) -> None:
-        self.stream = stream
+    def _connect(self, url: str, retries: int) -> None:
         retry = Retry(BACKOFF, retries, supported_errors=TRANSIENT)
-        self._redis = redis.Redis.from_url(_redis_url(url), retry=retry, **_options(timeout))
+        self._redis: Any = redis.Redis.from_url(url, retry=retry, **self._options(url))
 
-    def publish(self, event: Event) -> str:
-        """Publish one event; answer its stream entry id once Redis has it. Raises InvalidEvent, PublishError."""
+    def publish(self, event: Event) -> str | None:
+        """Publish one event; answer its stream entry id once Redis has it, None once it is in the spool.
+
+        Raises InvalidEvent, PublishError, DurabilityError.
+        """
         return self.publish_many([event])[0]
 
-    def publish_many(self, events: Iterable[Event]) -> list[str]:
-        """Publish events, hundreds in a round trip; answer their entry ids in order once Redis has them all."""
-        published: list[str] = []
-        with _told_as_publish_error(published):
-            for chunk in _chunks(events):
-                pipeline = self._redis.pipeline(transaction=False)
-                for raw in chunk:
-                    pipeline.xadd(self.stream, {FIELD: raw})
-                published += _entry_ids(pipeline.execute())
-        return published
+    def publish_many(self, events: Iterable[Event]) -> list[str | None]:
+        """Publish events, hundreds in a round trip; answer in their order what `publish` does for each.
+
+        All are encoded before the first is sent, so that an invalid one is found while nothing has left.
+        """
+        encoded, published = [event.to_json() for event in events], list[str]()
+        if not encoded:
+            return []
+        if self._must_look:
+            self._look()
+        if self._older_wait:
+            return self._keep(encoded, published)
+        try:
+            if not self._proved:
+                with _told_as_durability_error():
+                    self._redis.execute_command(*PROOF)
+                self._proved = True
+            for chunk in _chunks(encoded):
+                pipeline = self._filled(self._redis.pipeline(transaction=False), self._addressed(chunk))
+                published += _entry_ids(self._confirmed(pipeline.execute()))
+        except redis.exceptions.RedisError as error:
+            return self._keep(encoded, published, error)
+        return list[str | None](published)
+
+    def flush(self, timeout: float = 10.0) -> int:
+        """Bring spooled events to the stream now, in so many seconds at most; answer how many still wait."""
+        return self._drainer.flush(timeout) if self._drainer else 0
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Flush, for the constructor's `timeout` at most, and give the connections back; the spool keeps the rest."""
+        if self._drainer:
+            self._drainer.close(self._timeout)
+            self._spooled_redis.close()
         self._redis.close()
 
     def __enter__(self) -> Self:
@@ -116,31 +249,47 @@ class Publisher:
         self.close()
 
 
-class AsyncPublisher:
-    """Publisher for asyncio: the same calls, awaited."""
+class AsyncPublisher(_Publishing):
+    """Publisher for asyncio: the same calls, awaited; the spool's file is written in another thread."""
 
-    def __init__(self, url: str | None = None, *, stream: str = STREAM, timeout: float = 2.0, retries: int = 5) -> None:
-        self.stream = stream
+    def _connect(self, url: str, retries: int) -> None:
         retry = AsyncRetry(BACKOFF, retries, supported_errors=TRANSIENT)
-        self._redis = redis.asyncio.Redis.from_url(_redis_url(url), retry=retry, **_options(timeout))
+        self._redis: Any = redis.asyncio.Redis.from_url(url, retry=retry, **self._options(url))
 
-    async def publish(self, event: Event) -> str:
+    async def publish(self, event: Event) -> str | None:
         """As Publisher.publish."""
         return (await self.publish_many([event]))[0]
 
-    async def publish_many(self, events: Iterable[Event]) -> list[str]:
+    async def publish_many(self, events: Iterable[Event]) -> list[str | None]:
         """As Publisher.publish_many."""
-        published: list[str] = []
-        with _told_as_publish_error(published):
-            for chunk in _chunks(events):
-                pipeline = self._redis.pipeline(transaction=False)
-                for raw in chunk:
-                    pipeline.xadd(self.stream, {FIELD: raw})
-                published += _entry_ids(await pipeline.execute())
-        return published
+        encoded, published = [event.to_json() for event in events], list[str]()
+        if not encoded:
+            return []
+        if self._must_look:
+            await asyncio.to_thread(self._look)
+        if self._older_wait:
+            return await asyncio.to_thread(self._keep, encoded, published)
+        try:
+            if not self._proved:
+                with _told_as_durability_error():
+                    await self._redis.execute_command(*PROOF)
+                self._proved = True
+            for chunk in _chunks(encoded):
+                pipeline = self._filled(self._redis.pipeline(transaction=False), self._addressed(chunk))
+                published += _entry_ids(self._confirmed(await pipeline.execute()))
+        except redis.exceptions.RedisError as error:
+            return await asyncio.to_thread(self._keep, encoded, published, error)
+        return list[str | None](published)
+
+    async def flush(self, timeout: float = 10.0) -> int:
+        """As Publisher.flush."""
+        return await asyncio.to_thread(self._drainer.flush, timeout) if self._drainer else 0
 
     async def close(self) -> None:
-        """Give the connections back."""
+        """As Publisher.close."""
+        if self._drainer:
+            await asyncio.to_thread(self._drainer.close, self._timeout)
+            self._spooled_redis.close()
         await self._redis.aclose()
 
     async def __aenter__(self) -> Self:

@@ -283,6 +283,7 @@ as $$
      and d.event_id = e.event_id::text
      and d.session_id = e.session_id  -- a letter may hold another event that was given the same id
      and d.type = e.type
+     and d.detail <> 'another event with this id is in the ledger'
      and d.status in ('open', 'replayed');
 $$;
 
@@ -485,7 +486,8 @@ $$;
 
 -- Removes the ledger of sessions that ended and have been quiet for long; never an event that waits, never a dead
 -- letter. Answers how many events it removed; a bounded batch: call again while it answers more than 0. What is
--- removed can no longer be verified or rebuilt; should one of its events come again, the row stays as it is.
+-- removed can no longer be verified or rebuilt; should its events come again, the row stays as it is (but for starts or
+-- finishes of the same time: which of them had the smaller or greater id is then forgotten).
 create or replace function public.purge_interview_events(p_older_than interval)
 returns integer
 language plpgsql
@@ -671,8 +673,9 @@ end;
 $$;
 
 -- Restores one row to what its ledger says, no more and no less, and answers the session. Without its start in the
--- ledger (purged, or created by a person) it is PT404, and nothing changes.
-create or replace function public.rebuild_interview_session(p_session_id text)
+-- ledger (purged, or created by a person) it is PT404; where the row says more than the ledger (a person called an RPC,
+-- or most of the ledger was purged) it is PT409 unless forced; then nothing changes.
+create or replace function public.rebuild_interview_session(p_session_id text, p_force boolean default false)
 returns jsonb
 language plpgsql
 security invoker
@@ -682,6 +685,21 @@ declare
   v_session public.interview_sessions;
 begin
   perform public.lock_interview_sessions(array[p_session_id]);
+
+  if not p_force and exists (
+    select
+      from public.interview_sessions s
+      join public.fold_interview_ledger(array[p_session_id]) l on l.session_id = s.session_id
+     where s.session_id = p_session_id
+       and (s.questions_answered > l.questions_answered
+            or s.duration_minutes > l.duration_minutes
+            or s.total_questions > coalesce(l.total_questions, -1)
+            or s.created_at < l.created_at
+            or s.completed_at > coalesce(l.completed_at, '-infinity')
+            or (s.interview_status = 'cancelled' and l.interview_status = 'in_progress'))
+  ) then
+    raise exception using errcode = 'PT409', message = 'the row says more than its ledger';
+  end if;
 
   insert into public.interview_sessions as s
     (session_id, user_id, email, resume_filename, job_description_filename, interview_status, total_questions,
@@ -707,6 +725,8 @@ begin
      set applied_at = now()
    where e.session_id = p_session_id
      and e.applied_at is null;
+  perform public.resolve_dead_interview_events(
+    array(select e.event_id from public.interview_events e where e.session_id = p_session_id));
   return to_jsonb(v_session);
 end;
 $$;
@@ -724,7 +744,7 @@ revoke all on function
   public.get_interview_timeline(text),
   public.fold_interview_ledger(text[]),
   public.verify_interview_sessions(text, integer),
-  public.rebuild_interview_session(text)
+  public.rebuild_interview_session(text, boolean)
 from public, anon, authenticated, service_role;
 grant execute on function
   public.record_dead_interview_events(jsonb),
@@ -738,7 +758,7 @@ grant execute on function
   public.get_interview_timeline(text),
   public.fold_interview_ledger(text[]),
   public.verify_interview_sessions(text, integer),
-  public.rebuild_interview_session(text)
+  public.rebuild_interview_session(text, boolean)
 to service_role;
 
 commit;

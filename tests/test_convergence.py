@@ -3,22 +3,16 @@
 HYPOTHESIS_PROFILE=long looks ten times as far.
 """
 
-import os
 import uuid
 from dataclasses import dataclass
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.database import Database, event
+from tests.hypothesis_profiles import PROFILE
 from tests.oracle import comparable, expected_row
-
-# Each example makes its own users, sessions and ids, so that one connection may serve all.
-settings.register_profile(
-    "short", max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-settings.register_profile("long", settings.get_profile("short"), max_examples=2_000)
 
 SESSIONS = 3
 TIMES = [f"2026-11-23T10:{minute:02}:00Z" for minute in range(4)]  # few, so that ties are common
@@ -112,7 +106,7 @@ def fresh(events: list[Draft], users: list[uuid.UUID]) -> list[dict[str, Any]]:
     ]
 
 
-@settings(settings.get_profile(os.environ.get("HYPOTHESIS_PROFILE", "short")))
+@PROFILE
 @given(delivery=deliveries())
 def test_any_order_any_repetition_and_any_split_into_packs_leave_the_same_row(
     database: Database, delivery: tuple[list[Draft], list[list[int]]]

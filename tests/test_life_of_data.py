@@ -7,6 +7,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from tests.database import Database, event
@@ -99,7 +100,10 @@ def test_an_audit_finds_an_edited_row_and_a_rebuild_restores_it(
         (value, session_id),
     )
     assert verified(database, session_id) == {kind: [column]}
-    database.one("select public.rebuild_interview_session(%s) as s", session_id)
+    if kind == "ahead":
+        with pytest.raises(psycopg.Error, match="says more than its ledger"):
+            database.one("select public.rebuild_interview_session(%s) as s", session_id)
+    database.one("select public.rebuild_interview_session(%s, p_force => %s) as s", session_id, kind == "ahead")
     assert database.session(session_id) == before
     assert verified(database, session_id) == {}
 
@@ -170,6 +174,19 @@ def test_events_that_come_again_after_a_purge_change_nothing(database: Database,
     age(database, session_id, 31)
     purge(database)
     database.apply(*story)
+    assert database.session(session_id) == before
+
+
+def test_what_comes_again_after_a_purge_does_not_let_a_rebuild_destroy_the_row(
+    database: Database, story: list[dict[str, Any]]
+) -> None:
+    session_id = story[0]["subject"]
+    before = database.session(session_id)
+    age(database, session_id, 31)
+    purge(database)
+    database.apply(story[0])
+    with pytest.raises(psycopg.Error, match="says more than its ledger"):
+        database.one("select public.rebuild_interview_session(%s) as s", session_id)
     assert database.session(session_id) == before
 
 

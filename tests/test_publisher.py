@@ -3,18 +3,30 @@
 import asyncio
 import json
 import socket
+import socketserver
 import threading
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import redis
 from fakeredis import TcpFakeServer
 
-from events import Answered, AsyncPublisher, Event, Finished, InvalidEvent, Publisher, PublishError
+from events import (
+    Answered,
+    AsyncPublisher,
+    DurabilityError,
+    Event,
+    Finished,
+    InvalidEvent,
+    Publisher,
+    PublishError,
+)
 from events.publisher import CHUNK, STREAM
 from worker.embedded import Stack
 
@@ -24,13 +36,19 @@ ASIDE = 9  # the number of a Redis database that no worker reads
 
 def publish_many(url: str | None, events: list[Event], **options: Any) -> list[str]:
     with Publisher(url, **options) as publisher:
-        return publisher.publish_many(events)
+        return certain(publisher.publish_many(events))
+
+
+def certain(entry_ids: list[str | None]) -> list[str]:
+    """Without a spool every event has an entry id."""
+    assert None not in entry_ids
+    return cast("list[str]", entry_ids)
 
 
 def publish_many_async(url: str | None, events: list[Event], **options: Any) -> list[str]:
     async def publish() -> list[str]:
         async with AsyncPublisher(url, **options) as publisher:
-            return await publisher.publish_many(events)
+            return certain(await publisher.publish_many(events))
 
     return asyncio.run(publish())
 
@@ -118,7 +136,7 @@ def test_one_event_is_published_by_one_call(url: str, stream: str) -> None:
 def test_one_event_is_published_by_one_awaited_call(url: str, stream: str) -> None:
     (event,) = answers(1)
 
-    async def publish() -> str:
+    async def publish() -> str | None:
         async with AsyncPublisher(url, stream=stream) as publisher:
             return await publisher.publish(event)
 
@@ -142,7 +160,7 @@ def test_events_may_come_from_a_generator(url: str, stream: str) -> None:
 
 def test_one_publisher_serves_many_threads(real_url: str, stream: str) -> None:
     with Publisher(real_url, stream=stream) as publisher, ThreadPoolExecutor(8) as threads:
-        entry_ids = list(threads.map(publisher.publish, answers(200)))
+        entry_ids = certain(list(threads.map(publisher.publish, answers(200))))
 
     assert sorted(entry_ids) == sorted(entry_id for entry_id, _ in entries(real_url, stream))
     assert len(set(entry_ids)) == 200
@@ -325,3 +343,148 @@ def test_an_async_publisher_goes_on_after_redis_was_restarted(stack: Stack, real
     asyncio.run(publish())
 
     assert len(entries(real_url, stream)) == 2
+
+
+# ------------------------------------------------------------------------------------------------ durable publish
+
+
+@dataclass
+class Redis72:
+    """The commands of Redis 7.2 that a durable publisher sends, on a port; the embedded Redis is older.
+
+    It answers as https://redis.io/docs/latest/commands/waitaof/ says; `disks` are its answers to WAITAOF in turn, the
+    last of them for ever: how many disks have what was sent before, or an error.
+    """
+
+    disks: list[int | str]
+    received: list[list[bytes]] = field(default_factory=list)
+
+    def answer(self, command: list[bytes]) -> bytes:
+        self.received.append(command)
+        match command[0]:
+            case b"XADD":
+                return b"+%d-0\r\n" % len(self.sent())
+            case b"WAITAOF":
+                disks = self.disks.pop(0) if len(self.disks) > 1 else self.disks[0]
+                return f"-{disks}\r\n".encode() if isinstance(disks, str) else b"*2\r\n:%d\r\n:0\r\n" % disks
+        return b"+OK\r\n"
+
+    def sent(self) -> list[bytes]:
+        """The events, each once for every time that it came."""
+        return [command[4] for command in self.received if command[0] == b"XADD"]
+
+    def names(self) -> list[str]:
+        """The commands that it had to do with publishing."""
+        names = [command[0].decode() for command in self.received]
+        return [name for name in names if name in {"XADD", "WAITAOF"}]
+
+    @contextmanager
+    def running(self) -> Iterator[str]:
+        """Answers its URL."""
+        redis_72 = self
+
+        class Connection(socketserver.StreamRequestHandler):
+            def handle(self) -> None:
+                while header := self.rfile.readline():
+                    parts = []
+                    for _ in range(int(header[1:])):
+                        size = int(self.rfile.readline()[1:])
+                        parts.append(self.rfile.read(size + 2)[:-2])
+                    self.wfile.write(redis_72.answer(parts))
+
+        class Server(socketserver.ThreadingTCPServer):
+            block_on_close = False
+
+        with Server(("127.0.0.1", 0), Connection) as server:
+            thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+            thread.start()
+            try:
+                yield f"redis://127.0.0.1:{server.server_address[1]}/0?protocol=2"
+            finally:
+                server.shutdown()
+                thread.join()
+
+
+BEHIND = 0  # no disk has it yet
+UNKNOWN = "ERR unknown command 'WAITAOF', with args beginning with: '1' '0' '1' "
+NO_AOF = "ERR WAITAOF cannot be used when numlocal is set but appendonly is disabled."
+
+
+@both
+def test_a_durable_publish_asks_for_redis_disk_after_the_events(publish: PublishMany) -> None:
+    server = Redis72(disks=[1])
+    events = answers(CHUNK + 1)
+
+    with server.running() as url:
+        entry_ids = publish(url, events, durable=True, timeout=2.0)
+
+    assert len(entry_ids) == CHUNK + 1
+    assert server.sent() == [event.to_json() for event in events]
+    assert server.names() == ["WAITAOF", *["XADD"] * CHUNK, "WAITAOF", "XADD", "WAITAOF"]
+    waits = [command[1:] for command in server.received if command[0] == b"WAITAOF"]
+    assert waits == [[b"1", b"0", b"1"], [b"1", b"0", b"2000"], [b"1", b"0", b"2000"]]
+
+
+@both
+def test_an_event_that_is_not_on_redis_disk_in_time_is_a_publish_error(publish: PublishMany) -> None:
+    with Redis72(disks=[1, BEHIND]).running() as url, pytest.raises(PublishError) as caught:
+        publish(url, answers(1), durable=True)
+
+    assert isinstance(caught.value.__cause__, redis.exceptions.TimeoutError)
+    assert caught.value.published == 0
+
+
+@both
+@pytest.mark.parametrize("refusal", [UNKNOWN, NO_AOF, "NOPERM this user has no permissions to run 'waitaof'"])
+def test_a_redis_that_cannot_promise_durability_is_one_line_and_takes_no_event(
+    publish: PublishMany, refusal: str
+) -> None:
+    server = Redis72(disks=[refusal])
+
+    with server.running() as url, pytest.raises(DurabilityError, match="WAITAOF: Redis 7") as caught:
+        publish(url, answers(1), durable=True)
+
+    assert "\n" not in str(caught.value)
+    assert server.sent() == []
+
+
+@both
+def test_the_embedded_redis_cannot_promise_durability(publish: PublishMany, real_url: str, stream: str) -> None:
+    with pytest.raises(DurabilityError, match="unknown command"):
+        publish(real_url, answers(1), stream=stream, durable=True)
+
+    assert entries(real_url, stream) == []
+
+
+def test_what_is_not_on_redis_disk_is_spooled_until_it_is(tmp_path: Path) -> None:
+    server = Redis72(disks=[1, BEHIND, 1, BEHIND, 1])
+    (event,) = answers(1)
+
+    with server.running() as url, Publisher(url, durable=True, spool=tmp_path / "spool") as publisher:
+        assert publisher.publish(event) is None
+        assert publisher.flush() == 0
+
+    assert server.sent() == [event.to_json()] * 3
+
+
+def test_a_spool_is_not_drained_into_a_redis_that_cannot_promise_durability(
+    tmp_path: Path, closed_port: int, real_url: str, stream: str
+) -> None:
+    options: dict[str, Any] = {"stream": stream, "durable": True, "spool": tmp_path / "spool", "retries": 0}
+    with Publisher(f"redis://127.0.0.1:{closed_port}/0", **options, timeout=0.1) as publisher:
+        publisher.publish_many(answers(3))
+
+    with Publisher(real_url, **options, timeout=0.1) as publisher:
+        assert publisher.flush(1) == 3
+        with pytest.raises(DurabilityError, match="unknown command"):
+            publisher.publish_many(answers(1))
+
+    assert entries(real_url, stream) == []
+
+
+@both
+def test_a_unix_socket_where_nobody_listens_is_a_publish_error(publish: PublishMany, tmp_path: Path) -> None:
+    with pytest.raises(PublishError) as caught:
+        publish(f"unix://{tmp_path}/nobody", answers(1), retries=0)
+
+    assert isinstance(caught.value.__cause__, redis.exceptions.ConnectionError)

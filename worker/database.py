@@ -96,7 +96,10 @@ class Database:
     def _call_until_zero(self, rpc: str, older_than: str) -> int:
         total = 0
         for _ in range(MAX_BATCHES):
-            count = int(self.call(lambda client: client.rpc(rpc, {"p_older_than": older_than}).execute()).data)
+            answer = self._call_despite_deadlocks(
+                lambda client: client.rpc(rpc, {"p_older_than": older_than}).execute()
+            )
+            count = int(answer.data)
             total += count
             if not count:
                 break
@@ -154,7 +157,10 @@ def _raise_for_status(response: httpx.Response) -> None:
         body = response.json()
     except ValueError:
         body = {}
-    code = str(body.get("code") or "") if isinstance(body, dict) else ""
+    told = body if isinstance(body, dict) else {}
+    code = str(told.get("code") or "")
+    if code.startswith("PT4"):  # raised by our own SQL, in words without data
+        raise RefusedCall(str(told.get("message")))
     raise _error(response.status_code, code, response.headers.get("Retry-After", ""))
 
 

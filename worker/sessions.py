@@ -55,10 +55,15 @@ class Sessions:
         ).data
         return events
 
-    def rebuild(self, session_id: str) -> dict[str, Any]:
-        """Restore the row from its ledger, which must hold its start; answer it."""
+    def rebuild(self, session_id: str, *, force: bool) -> dict[str, Any]:
+        """Restore the row from its ledger, which must hold its start; answer it.
+
+        Raises RefusedCall, and changes nothing, where the row says more than the ledger, unless forced.
+        """
         row: dict[str, Any] = self._database.call(
-            lambda client: client.rpc("rebuild_interview_session", {"p_session_id": session_id}).execute()
+            lambda client: client.rpc(
+                "rebuild_interview_session", {"p_session_id": session_id, "p_force": force}
+            ).execute()
         ).data
         return row
 

@@ -8,7 +8,7 @@ import click
 
 from worker.cli.screen import print_json, print_table, progress_bar
 from worker.database import Database
-from worker.errors import WorkerError
+from worker.errors import RefusedCall, WorkerError
 from worker.sessions import Finding, Sessions
 from worker.settings import load_settings
 
@@ -84,13 +84,17 @@ def show(session_id: str, as_json: bool) -> None:
 
 @session.command(epilog="Example: interviews session rebuild session_api_123456")
 @click.argument("session_id")
-def rebuild(session_id: str) -> None:
+@click.option("--force", is_flag=True, help="Even where the row says more than its ledger, and would lose that.")
+def rebuild(session_id: str, force: bool) -> None:
     """Restore a session's row to what its ledger says, no more and no less."""
     sessions = Sessions(Database(load_settings()))
     before = sessions.get(session_id) or {}
     if not any(event["type"] == "interview.started" for event in sessions.timeline(session_id)):
         raise WorkerError(f"the ledger does not hold the start of {session_id}: nothing changed")
-    after = sessions.rebuild(session_id)
+    try:
+        after = sessions.rebuild(session_id, force=force)
+    except RefusedCall as refused:
+        raise WorkerError(f"{refused}: nothing changed; --force restores it and loses the rest") from refused
     changed = [name for name in after if after[name] != before.get(name)]
     for name in changed:
         click.echo(f"{name}: {before.get(name)} -> {after[name]}")
@@ -98,7 +102,7 @@ def rebuild(session_id: str) -> None:
 
 
 def _tell(checked: int, findings: list[Finding]) -> None:
-    for finding in findings[:SHOWN]:
+    for finding in sorted(findings, key=lambda finding: finding["kind"] not in FAULTS)[:SHOWN]:
         click.echo(f"{finding['session_id']}: {finding['kind']} {', '.join(finding['columns'])}".rstrip())
     if len(findings) > SHOWN:
         click.echo(f"and {len(findings) - SHOWN} more; --json shows all")
