@@ -186,17 +186,28 @@ def test_a_postgres_that_is_not_installed_is_one_line(folder: Path) -> None:
 # ---------------------------------------------------------------------------------------------------- `interviews up`
 
 
+def printed_until(word: str, process: subprocess.Popen[str]) -> str:
+    """What the process has printed up to the line with this word."""
+    assert process.stdout is not None
+    lines = []
+    while not lines or word not in lines[-1]:
+        lines.append(process.stdout.readline())
+        assert lines[-1], f"it ended before it printed {word}"
+    return "".join(lines)
+
+
 def test_up_prints_the_settings_and_writes_them_where_a_shell_can_read_them(folder: Path) -> None:
     with up(folder) as process:
         env_file = folder / "env"
-        wait_until(lambda: env_file.exists(), "the env file is there")
+        printed = printed_until("DATABASE_URL", process)
         sourced = subprocess.check_output(["sh", "-c", f". {env_file} && echo $REDIS_URL $SUPABASE_URL"], text=True)
 
         settings = settings_of(folder)
         assert sourced.split() == [settings["REDIS_URL"], settings["SUPABASE_URL"]]
         assert env_file.stat().st_mode & 0o077 == 0
         process.send_signal(signal.SIGINT)
-        assert exports(process.communicate(timeout=PATIENCE_SECONDS)[0]) == settings
+        process.communicate(timeout=PATIENCE_SECONDS)
+        assert exports(printed) == settings
 
 
 def test_a_second_up_prints_the_same_settings_and_ends_well(folder: Path) -> None:

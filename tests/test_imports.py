@@ -42,7 +42,7 @@ print(json.dumps(seen))
 def run(*arguments: str, env: dict[str, str]) -> str:
     """What a fresh interpreter prints; it must end well."""
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-B", *arguments], cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=60
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
