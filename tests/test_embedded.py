@@ -189,7 +189,7 @@ def test_a_postgres_that_is_not_installed_is_one_line(folder: Path) -> None:
 def printed_until(word: str, process: subprocess.Popen[str]) -> str:
     """What the process has printed up to the line with this word."""
     assert process.stdout is not None
-    lines = []
+    lines: list[str] = []
     while not lines or word not in lines[-1]:
         lines.append(process.stdout.readline())
         assert lines[-1], f"it ended before it printed {word}"
