@@ -134,6 +134,8 @@ class _Publishing:
         if self._durable:  # each time, because to send and then be refused would fill the stream with repeats
             with _told_as_durability_error():
                 self._spooled_redis.execute_command(*PROOF)
+        else:  # a Redis that still loads its data would refuse the first of a batch, and perhaps not the last
+            self._spooled_redis.ping()
         pipeline = self._filled(self._spooled_redis.pipeline(transaction=False), entries)
         return self._confirmed(pipeline.execute(raise_on_error=False))
 
