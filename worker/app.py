@@ -14,6 +14,7 @@ from celery import Celery
 
 from worker.intake import IntakeStep
 from worker.settings import Settings
+from worker.transport import STREAM_OPTION
 
 QUEUE = "interview"
 MAINTENANCE_SECONDS = 300.0
@@ -49,6 +50,7 @@ def make_app(settings: Settings) -> Celery:
         broker_transport="worker.transport:Transport",
         broker_use_ssl=_tls(url),
         broker_transport_options={
+            STREAM_OPTION: settings.stream,
             "socket_timeout": 15,
             "socket_connect_timeout": 5,
             "socket_keepalive": True,

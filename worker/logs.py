@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from typing import Any
+from typing import Any, Final
 
 import structlog
 
@@ -13,6 +13,26 @@ _SHARED: tuple[Any, ...] = (
 )
 # Celery tells of every message at INFO; a pack is our unit, and our own lines tell of it.
 _QUIET = {"celery.app.trace": logging.ERROR, "celery.worker.strategy": logging.WARNING, "httpx": logging.WARNING}
+OURS: Final = {"worker", "events"}
+REPEAT_SECONDS: Final = 60.0
+
+
+class OnceAMinute(logging.Filter):
+    """Lets each line of a library pass once a minute: Celery tells ten times a second that Redis is full."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._next: dict[object, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to show a record; our own are all shown."""
+        if record.name.partition(".")[0] in OURS:
+            return True
+        line = (record.name, str(record.msg), record.exc_info and record.exc_info[0])
+        if record.created < self._next.get(line, 0.0):
+            return False
+        self._next[line] = record.created + REPEAT_SECONDS
+        return True
 
 
 def set_up_logs(level: str | int) -> None:
@@ -27,6 +47,7 @@ def set_up_logs(level: str | int) -> None:
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
+    handler.addFilter(OnceAMinute())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)

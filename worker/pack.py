@@ -4,7 +4,9 @@ import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self, TypedDict
+from typing import Self
+
+from typing_extensions import TypedDict  # pydantic reads it, and before Python 3.12 not typing's
 
 from events.publisher import FIELD
 
@@ -35,7 +37,9 @@ class Pack:
 
     @classmethod
     def from_message(cls, message: Message) -> Self:
-        """The reverse of to_message."""
+        """The reverse of to_message. Raises ValueError for what is none of its results."""
+        if len(message["ids"]) != len(message["events"]):
+            raise ValueError("a pack has one id for each event")
         return cls(tuple(message["ids"]), tuple(map(_decoded, message["events"])), message["alone"])
 
 
@@ -59,4 +63,4 @@ def _encoded(raw: bytes) -> str | Encoded:
 
 
 def _decoded(event: str | Encoded) -> bytes:
-    return event.encode() if isinstance(event, str) else base64.b64decode(event["base64"])
+    return event.encode() if isinstance(event, str) else base64.b64decode(event["base64"], validate=True)

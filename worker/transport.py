@@ -5,14 +5,22 @@ neither the copy nor the round trips for it. And where a connection is lost, its
 queue fails on that connection and ends the worker (kombu 5.7: "Unrecoverable error"), or writes them to a file in the
 temporary folder. Here they go back on the queue where that can be done, as at SIGTERM, and to the stream otherwise.
 
-Only documented parts of kombu are overridden: `ack_emulation`, `Channel.QoS`, `QoS.restore_unacked`.
+Only documented parts of kombu are overridden: `ack_emulation`, `Channel.QoS`, `QoS.restore_unacked`, `Channel.client`.
 """
 
-from typing import Any
+from functools import cached_property
+from typing import Any, Final
 
+from celery import current_app
 from kombu.transport import redis, virtual
 
+from events.publisher import FIELD
 from worker.logs import get_logger
+from worker.messages import fault
+
+STREAM_OPTION: Final = "interview_stream"  # of broker_transport_options: the stream's key
+
+_unreadable: list[bytes] = []  # popped from the queue, and not yet in the stream; here, as a channel may end
 
 log = get_logger(__name__)
 
@@ -29,7 +37,11 @@ class QoS(virtual.QoS):
 
 
 class Channel(redis.Channel):
-    """A channel that acknowledges in memory."""
+    """A channel that acknowledges in memory, and keeps from Celery what it cannot read.
+
+    Such a message goes to the stream as it is, and from there to the dead letters: nothing that somebody has put
+    on the queue vanishes. (An event that was put there by mistake is applied.)
+    """
 
     ack_emulation = False
 
@@ -37,8 +49,30 @@ class Channel(redis.Channel):
         super().__init__(*args, **options)  # type: ignore[no-untyped-call]
         self.QoS = QoS  # type: ignore[assignment]  # kombu itself does so where acknowledgements are in memory
 
+    @cached_property
+    def client(self) -> Any:
+        """The client that waits for messages: each passes `_screened` on its way to Celery."""
+        client = super().client
+        client.set_response_callback("BRPOP", self._screened)
+        return client
+
+    def _screened(self, answer: Any, **_: Any) -> Any:
+        """Redis' answer (queue and message, or None), or None instead of a message that cannot be read."""
+        if answer is not None and (why := fault(answer[1], current_app.tasks)):
+            log.warning("message.unreadable", why=why, bytes=len(answer[1]), next="interviews dlq list")
+            _unreadable.append(answer[1])
+            answer = None
+        while _unreadable:
+            try:
+                with self.conn_or_acquire() as client:
+                    client.xadd(self.connection.client.transport_options[STREAM_OPTION], {FIELD: _unreadable[0]})
+            except self.connection_errors + self.connection.channel_errors:
+                break  # until the next answer: one comes every second
+            del _unreadable[0]
+        return answer
+
 
 class Transport(redis.Transport):
-    """What `broker_transport` names."""
+    """What `broker_transport` names; `broker_transport_options` must name the stream, too."""
 
     Channel = Channel
