@@ -128,8 +128,9 @@ create policy "Only service_role" on public.interview_dead_letters
   as restrictive for all to anon, authenticated using (false);
 
 -- Keeps events that cannot be applied. p_letters: an array of {"event", "event_id"?, "session_id"?, "type"?,
--- "reason", "detail"}. Answers one {"id", "outcome", "reason", "detail"} per letter, in order; the outcome is
--- "duplicate" where the event turns out to be applied already (the worker that held it was slow, not dead).
+-- "reason", "detail"}. Answers one {"id", "outcome", "reason", "detail", "again"} per letter, in order; the outcome is
+-- "duplicate" where the event turns out to be applied already (the worker that held it was slow, not dead); "again"
+-- says that the event was an open dead letter before.
 create or replace function public.record_dead_interview_events(p_letters jsonb)
 returns jsonb
 language plpgsql
@@ -146,12 +147,15 @@ begin
 
   select coalesce(jsonb_agg(
            case when e.event_id is null
-             then jsonb_build_object('id', l.event_id, 'outcome', 'rejected', 'reason', l.reason, 'detail', l.detail)
+             then jsonb_build_object('id', l.event_id, 'outcome', 'rejected', 'reason', l.reason, 'detail', l.detail,
+                                     'again', d.id is not null)
              else jsonb_build_object('id', l.event_id, 'outcome', 'duplicate', 'reason', null, 'detail', null)
            end order by l.n), '[]')
     into v_result
-    from rows from (jsonb_to_recordset(p_letters) as (event_id text, reason text, detail text)) with ordinality
-           as l (event_id, reason, detail, n)
+    from rows from (jsonb_to_recordset(p_letters)
+           as (event text, event_id text, reason text, detail text)) with ordinality
+           as l (event, event_id, reason, detail, n)
+    left join public.interview_dead_letters d on md5(d.event) = md5(l.event) and d.status in ('open', 'replayed')
     left join public.interview_events e
       on e.event_id = case when l.reason = 'poison' and l.event_id ~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
                            then l.event_id::uuid end

@@ -8,7 +8,9 @@ from worker.logs import REPEAT_SECONDS, OnceAMinute
 
 
 def record(name: str, message: str, *, at: float = 0.0, error: Exception | None = None) -> logging.LogRecord:
-    told = logging.LogRecord(name, logging.WARNING, __file__, 1, message, (at,), error and (type(error), error, None))
+    told = logging.LogRecord(
+        name, logging.WARNING, __file__, 1, message, (at,), (type(error), error, None) if error else None
+    )
     told.created = 1_000_000_000 + at
     return told
 

@@ -11,6 +11,7 @@ from tests.worker_process import Workers
 from worker import stopping
 from worker.apply import MAX_ATTEMPTS_ALONE, Applier
 from worker.database import Database
+from worker.dead_share import DeadShare
 from worker.hold import Hold
 from worker.intake import SUSPECT_DELIVERIES, Intake
 from worker.pack import Pack
@@ -30,7 +31,7 @@ def stream(workers: Workers) -> EventStream:
 def applier(workers: Workers) -> Iterator[Applier]:
     database = Database(load_settings())
     hold = Hold(workers.client, workers.stream.key, backoff_seconds=1, rpc_timeout_seconds=5, hold_seconds=60)
-    yield Applier(database, workers.stream, hold)
+    yield Applier(database, workers.stream, hold, DeadShare(workers.client, workers.stream.key))
     database.close()
 
 

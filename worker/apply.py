@@ -8,6 +8,7 @@ from typing import Any, Final
 from events import InvalidEvent, parse_event
 from worker.database import Answer, Database, Letter
 from worker.dead_letters import dead_letter
+from worker.dead_share import DeadShare
 from worker.errors import RefusedCall
 from worker.hold import Hold
 from worker.logs import get_logger
@@ -30,10 +31,11 @@ class ValidEvent:
 class Applier:
     """Applies packs; what it leaves in the stream comes again."""
 
-    def __init__(self, database: Database, stream: EventStream, hold: Hold) -> None:
+    def __init__(self, database: Database, stream: EventStream, hold: Hold, dead_share: DeadShare) -> None:
         self._database = database
         self._stream = stream
         self._hold = hold
+        self._dead_share = dead_share
 
     def apply(self, pack: Pack) -> Counter[str]:
         """Apply a pack and take its entries out of the stream; answer how many events had which outcome.
@@ -41,12 +43,14 @@ class Applier:
         Raises PackGivenBack when the pack is left to another worker, redis.RedisError when it was applied but
         could not be taken out (it will come again, and be found applied).
         """
+        self._hold.run(self._dead_share.check)
         began = time.monotonic()
         if pack.alone and self._stream.count_attempt(pack.entry_ids[0]) > MAX_ATTEMPTS_ALONE:
             outcomes = self._dead_letter([_poison(pack.events[0])])
         else:
             valid, letters = _validate(pack)
             outcomes = self._dead_letter(letters) + self._apply_events(valid)
+        self._dead_share.count(outcomes)
         self._stream.done(pack.entry_ids)
         log.debug("pack.applied", seconds=round(time.monotonic() - began, 4), **outcomes)
         return outcomes
@@ -87,7 +91,12 @@ def _poison(raw: bytes) -> Letter:
 
 
 def _told(answers: list[Answer]) -> Counter[str]:
+    """How many events had which outcome (see worker.outcomes); those that are dead are told."""
+    outcomes: Counter[str] = Counter()
     for answer in answers:
         if answer["outcome"] == "rejected":
             log.warning("event.dead_lettered", event_id=answer["id"], reason=answer["reason"], detail=answer["detail"])
-    return Counter(answer["outcome"] for answer in answers)
+            outcomes["again" if answer.get("again") else str(answer["reason"])] += 1
+        else:
+            outcomes[answer["outcome"]] += 1
+    return outcomes

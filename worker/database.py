@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from http import HTTPStatus
-from typing import Any, Final, Literal, TypedDict
+from typing import Any, Final, Literal, NotRequired, TypedDict
 
 import httpx
 from postgrest import CountMethod
@@ -28,6 +28,7 @@ class Answer(TypedDict):
     outcome: Outcome
     reason: str | None
     detail: str | None
+    again: NotRequired[bool]  # of a rejected one: it was an open dead letter before
 
 
 class Letter(TypedDict):

@@ -78,6 +78,8 @@ class Settings(StreamSettings):
     backoff_seconds: Seconds = 5.0  # longest wait between two probes of an ill Supabase (full jitter)
     reclaim_seconds: Seconds = 60.0  # idle time after which another worker claims an entry
     hold_seconds: Seconds = 3600.0  # longest time a task keeps its pack in an outage before it gives it back
+    dead_share_limit: float = Field(default=0.5, gt=0, le=1)  # of a minute's events; over it all hold (1: never)
+    dead_share_from: int = Field(default=100, ge=1)  # dead letters in a minute from which their share counts
 
     waiting_hours: Duration = 24.0  # an event without its session's start is dead after that
     keep_ledger_days: Duration | None = None  # ledger of ended sessions; not set: for ever

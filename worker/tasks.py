@@ -8,6 +8,7 @@ from celery import shared_task
 
 from worker.apply import Applier
 from worker.database import Database
+from worker.dead_share import DeadShare
 from worker.errors import PackGivenBack
 from worker.hold import Hold
 from worker.logs import get_logger
@@ -81,5 +82,6 @@ def process_context() -> Context:
         rpc_timeout_seconds=settings.rpc_timeout_seconds,
         hold_seconds=settings.hold_seconds,
     )
+    dead_share = DeadShare(client, settings.stream, limit=settings.dead_share_limit, at_least=settings.dead_share_from)
     database = Database(settings)
-    return Context(settings, stream, database, Applier(database, stream, hold))
+    return Context(settings, stream, database, Applier(database, stream, hold, dead_share))

@@ -8,6 +8,7 @@ import redis
 from events import PublishError
 from worker.cli.dlq import dlq
 from worker.cli.publish import publish
+from worker.cli.resume import resume
 from worker.cli.sessions import session, verify
 from worker.cli.sql import sql
 from worker.cli.status import status
@@ -24,7 +25,7 @@ def interviews() -> None:
     """
 
 
-for command in (up, publish, status, dlq, session, verify, sql):
+for command in (up, publish, status, resume, dlq, session, verify, sql):
     interviews.add_command(command)
 
 

@@ -11,6 +11,7 @@ from worker.database import Database
 from worker.dead_letters import DeadLetters
 from worker.errors import Misconfigured, Unavailable
 from worker.hold import HoldState, hold_key, read_hold
+from worker.outcomes import Outcomes
 from worker.settings import load_settings
 from worker.stream import EventStream, connect
 
@@ -35,6 +36,7 @@ def status(as_json: bool) -> None:
         "oldest_seconds": round(stream.oldest_seconds, 1),
         "packs_queued": client.llen("interview"),
         "hold": _told(hold),
+        "outcomes_last_minute": dict(Outcomes(client, settings.stream).last_minute()),
         "supabase": "ok",
         "waiting": None,
         "dead_letters_open": None,
@@ -71,6 +73,7 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("stream", f"{report['stream_length']} events, {report['stream_claimed']} of them claimed"),
         ("oldest", f"{report['oldest_seconds']} s" if report["stream_length"] else "-"),
         ("packs queued", str(report["packs_queued"])),
+        ("last minute", ", ".join(f"{n} {what}" for what, n in report["outcomes_last_minute"].items()) or "no events"),
         ("hold", f"for {hold['seconds']} s: {hold['reason']}" if hold else "none"),
         *([("", f"mend it: {hold['remedy']}")] if hold and hold["remedy"] else []),
         ("supabase", report["supabase"]),
