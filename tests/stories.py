@@ -4,12 +4,26 @@ import json
 import random
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 from tests.database import Database, event
 from tests.oracle import comparable, expected_row
 
 Event = dict[str, Any]
+
+EMAIL: Final = "ada@example.com"
+RESUME: Final = "cv-of-ada-lovelace.pdf"
+JOB_DESCRIPTION: Final = "keeper-of-the-analytical-engine.pdf"
+FEEDBACK: Final = "Speaks clearly, hesitates on recursion"
+REASON: Final = "Called away to a sick child"
+# What the stories tell about a person, by its kind; no log may tell it (see Leaks in conftest).
+PERSONAL: Final = {
+    "an e-mail address": "@example.com",  # of any test
+    "a file name": RESUME,
+    "the file name of a job description": JOB_DESCRIPTION,
+    "feedback": FEEDBACK,
+    "a reason": REASON,
+}
 
 
 def interview(user: uuid.UUID, rng: random.Random, *, events: int = 10) -> list[Event]:
@@ -23,7 +37,8 @@ def interview(user: uuid.UUID, rng: random.Random, *, events: int = 10) -> list[
         }
 
     answers = events - 2
-    story = [event("started", session_id, **at(0), user_id=str(user), email="ada@example.com", total_questions=answers)]
+    names: dict[str, Any] = {"email": EMAIL, "resume_filename": RESUME, "job_description_filename": JOB_DESCRIPTION}
+    story = [event("started", session_id, **at(0), user_id=str(user), **names, total_questions=answers)]
     story += [
         event("answered", session_id, **at(3 * n), questions_answered=n, duration_minutes=3 * n)
         for n in range(1, answers + 1)
@@ -31,9 +46,10 @@ def interview(user: uuid.UUID, rng: random.Random, *, events: int = 10) -> list[
     ending = rng.choice(["finished", "finished", "cancelled", "answered"])
     if ending == "finished":
         score = rng.randrange(101)
-        story.append(event("finished", session_id, **at(40), score=score, feedback={"overall_score": score}))
+        feedback = {"overall_score": score, "notes": FEEDBACK}
+        story.append(event("finished", session_id, **at(40), score=score, feedback=feedback))
     elif ending == "cancelled":
-        story.append(event("cancelled", session_id, **at(40), reason="left"))
+        story.append(event("cancelled", session_id, **at(40), reason=REASON))
     else:
         story.append(event("answered", session_id, **at(40), questions_answered=answers, duration_minutes=40))
     return story

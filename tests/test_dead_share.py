@@ -88,10 +88,10 @@ def letters(database: Database) -> int:
 
 
 def test_after_a_bad_deploy_the_stream_waits_until_a_person_resumes(
-    workers: Workers, database: Database, user: uuid.UUID
+    workers: Workers, database: Database, user: uuid.UUID, rng: random.Random
 ) -> None:
     database.connection.execute("truncate public.interview_dead_letters")
-    events = crowd(user, random.Random(1), events=500)
+    events = crowd(user, rng, events=500)
     bad = [json.dumps(event("paused", f"session_{n}")).encode() for n in range(5_000)]
     with workers.running() as worker:
         workers.stream.add(bad)

@@ -125,9 +125,11 @@ def test_what_celery_itself_writes_has_no_fault(app: Celery, workers: Workers) -
     assert [fault(raw, app.tasks) for raw in messages] == [None, None]
 
 
-def test_no_unreadable_message_ends_a_worker_or_vanishes(workers: Workers, database: Database, user: uuid.UUID) -> None:
+def test_no_unreadable_message_ends_a_worker_or_vanishes(
+    workers: Workers, database: Database, user: uuid.UUID, rng: random.Random
+) -> None:
     database.connection.execute("truncate public.interview_dead_letters")
-    events = crowd(user, random.Random(1), events=100)
+    events = crowd(user, rng, events=100)
     with workers.running() as worker:
         for raw in UNREADABLE.values():
             workers.client.lpush(QUEUE, raw)
@@ -158,9 +160,9 @@ def test_an_unreadable_message_outlives_a_redis_that_takes_no_more(workers: Work
 
 
 def test_an_event_put_on_the_celery_queue_by_mistake_is_applied(
-    workers: Workers, database: Database, user: uuid.UUID
+    workers: Workers, database: Database, user: uuid.UUID, rng: random.Random
 ) -> None:
-    events = crowd(user, random.Random(2), events=10)
+    events = crowd(user, rng, events=10)
     with workers.running() as worker:
         workers.client.rpush(QUEUE, *encoded(events))
         wait_until(lambda: workers.client.llen(QUEUE) == 0, "the queue is empty")
@@ -169,11 +171,13 @@ def test_an_event_put_on_the_celery_queue_by_mistake_is_applied(
     assert_rows_equal_their_stories(database, events)
 
 
-def test_no_value_in_a_message_ends_a_worker(workers: Workers, database: Database, user: uuid.UUID) -> None:
+def test_no_value_in_a_message_ends_a_worker(
+    workers: Workers, database: Database, user: uuid.UUID, rng: random.Random
+) -> None:
     """Every header and property with values of every kind: those that pass must be such as Celery can read."""
     kinds: list[object] = [None, True, 7, -1.5, "", "text", [], [1], {}, {"a": 1}]
     places = [(part, name) for part in ("headers", "properties") for name in message()[part]]
-    events = crowd(user, random.Random(3), events=100)
+    events = crowd(user, rng, events=100)
     with workers.running(INTERVIEW_DEAD_SHARE_LIMIT="1") as worker:
         for part, name in places:
             workers.client.lpush(QUEUE, *(changed(**{f"{part}__{name}": kind}) for kind in kinds))

@@ -55,7 +55,9 @@ def test_every_setting_is_in_the_readme_with_its_default(name: str) -> None:
         assert row.strip().strip("`") == shown
 
 
-@pytest.mark.parametrize("event", sorted(set(re.findall(r"`((?:hold|event|intake|pack)\.[a-z_]+)`", README))))
+@pytest.mark.parametrize(
+    "event", sorted(set(re.findall(r"`((?:hold|event|intake|message|pack|worker)\.[a-z_]+)`", README)))
+)
 def test_every_log_event_in_the_readme_is_logged(event: str) -> None:
     sources = "".join(path.read_text() for path in (ROOT / "worker").rglob("*.py"))
     assert f'"{event}"' in sources

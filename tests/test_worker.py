@@ -14,16 +14,8 @@ from tests.stories import assert_rows_equal_their_stories, chunks, crowd, encode
 from tests.worker_process import Workers, wait_until
 from worker.dead_letters import original_bytes
 from worker.embedded import Stack
-from worker.sql_files import sql_files
 
 OUTAGE_SECONDS = float(os.environ.get("INTERVIEW_TEST_OUTAGE_SECONDS", "5"))
-
-
-@pytest.fixture
-def rng() -> random.Random:
-    seed = random.randrange(2**32)
-    print(f"seed {seed}")  # pytest shows it where the test fails
-    return random.Random(seed)
 
 
 @pytest.fixture(autouse=True)
@@ -127,44 +119,6 @@ def test_an_outage_of_supabase_leaves_no_dead_letter_and_two_log_lines(
     assert len(workers.logged("hold.began")) == 1
     assert len(workers.logged("hold.ended")) == 1
     assert workers.logged("intake.reclaimed") == []  # the claims were kept fresh
-
-
-def test_a_missing_grant_holds_with_its_remedy_and_resumes_when_mended(
-    workers: Workers, database: Database, user: uuid.UUID, rng: random.Random
-) -> None:
-    events = crowd(user, rng, events=100)
-    database.connection.execute("revoke execute on function public.apply_interview_events(jsonb) from service_role")
-    try:
-        with workers.running() as worker:
-            workers.stream.add(encoded(events))
-            wait_until(lambda: workers.hold() is not None, "a hold is in force")
-            hold = workers.hold()
-            assert hold is not None
-            assert "42501" in hold.reason
-            assert "sql/supabase_worker_interview_events.sql" in str(hold.remedy)
-            database.connection.execute(sql_files()[1].read_bytes())  # its own advice
-            workers.wait_until_empty()
-            assert workers.stop(worker) == 0
-    finally:
-        database.connection.execute(sql_files()[1].read_bytes())
-    assert_rows_equal_their_stories(database, events)
-    assert letters(database) == []
-
-
-def test_a_wrong_key_holds_and_the_next_worker_with_the_right_one_goes_on(
-    workers: Workers, database: Database, user: uuid.UUID, rng: random.Random
-) -> None:
-    events = crowd(user, rng, events=100)
-    workers.stream.add(encoded(events))
-    with workers.running(SUPABASE_SECRET_KEY="sb_secret_wrong") as worker:
-        wait_until(lambda: workers.hold() is not None, "a hold is in force")
-        assert "SUPABASE_SECRET_KEY" in str(workers.hold())
-        assert workers.stop(worker) == 0  # a hold does not keep it from stopping
-    with workers.running() as worker:
-        workers.wait_until_empty()
-        assert workers.stop(worker) == 0
-    assert_rows_equal_their_stories(database, events)
-    assert letters(database) == []
 
 
 def test_sigterm_drains_and_leaves_nothing_claimed(

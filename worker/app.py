@@ -12,8 +12,8 @@ from urllib.parse import parse_qsl, urlsplit
 
 from celery import Celery
 
-from worker.intake import IntakeStep
 from worker.settings import Settings
+from worker.supervisor import Supervisor
 from worker.transport import STREAM_OPTION
 
 QUEUE = "interview"
@@ -57,7 +57,7 @@ def make_app(settings: Settings) -> Celery:
             "health_check_interval": 15,
         },
     )
-    app.steps["worker"].add(IntakeStep)
+    app.steps["worker"].add(Supervisor)
     return app
 
 

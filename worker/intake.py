@@ -1,20 +1,16 @@
 """The intake: moves events from the stream to Celery's queue, a pack at a time, as fast as they are applied.
 
-One thread in every worker's main process, a bootstep of Celery's. It only moves: it parses nothing, so no event
-can hurt it. It stands still while the queue is full, while Supabase is ill, and while the worker stops.
+One thread in every worker's main process, which worker.supervisor starts and watches. It only moves: it parses
+nothing, so no event can hurt it. It stands still while the queue is full, while Supabase is ill, and while the worker
+stops.
 """
 
 import random
-import threading
 import time
-import uuid
 from collections.abc import Callable
-from contextlib import suppress
-from typing import Any, Final
+from typing import Final, Literal
 
 import redis
-from celery import bootsteps
-from celery.signals import worker_shutting_down
 from kombu.exceptions import OperationalError
 
 from worker import stopping
@@ -22,9 +18,8 @@ from worker.hold import hold_key, read_hold
 from worker.logs import get_logger
 from worker.pack import Pack
 from worker.retry import Backoff
-from worker.settings import Settings, load_settings
-from worker.stream import Entry, EventStream, connect
-from worker.tasks import apply_events
+from worker.settings import Settings
+from worker.stream import Entry, EventStream
 
 BLOCK_MS: Final = 5000  # longest wait for a first event
 FULL_SECONDS: Final = 0.005  # between two looks at a full queue
@@ -34,6 +29,8 @@ SUSPECT_DELIVERIES: Final = 3  # an entry delivered more often is applied alone
 IDLE_CONSUMER_FACTOR: Final = 10  # reclaim times after which the name of an ended worker is forgotten
 REDIS_AWAY: Final = (redis.RedisError, OperationalError, OSError)
 
+Activity = Literal["running", "holding", "redis away"]
+
 log = get_logger(__name__)
 
 
@@ -41,7 +38,8 @@ class Intake:
     """Claims entries and sends them as packs until `stopping`.
 
     `send(pack)` puts a pack on Celery's queue, `queue_length()` counts those that wait there; both may raise
-    what REDIS_AWAY names, and are tried again for ever.
+    what REDIS_AWAY names, and are tried again for ever. `activity` says what it does, `turned` when it last began
+    a step, `waiting_since` since when packs have been waiting on the queue (all by time.monotonic).
     """
 
     def __init__(
@@ -63,11 +61,15 @@ class Intake:
         self._reclaim_ms = int(settings.reclaim_seconds * 1000)
         self._next_reclaim = 0.0
         self._unsent: list[Pack] = []
+        self.activity: Activity = "running"
+        self.turned = time.monotonic()
+        self.waiting_since: float | None = None
 
     def run(self) -> None:
         """Move events until the worker stops; whatever goes wrong, wait and go on."""
         failures = 0
         while not stopping.stopping():
+            self.turned = time.monotonic()
             try:
                 self._stream.ensure_group()
                 if failures:
@@ -76,6 +78,8 @@ class Intake:
                 while not stopping.stopping():
                     self.step()
             except REDIS_AWAY as error:
+                self.activity = "redis away"
+                self.waiting_since = None
                 if not failures:
                     log.warning("intake.redis_away", error=f"{type(error).__name__}: {error}")
             except Exception:
@@ -86,16 +90,26 @@ class Intake:
 
     def step(self) -> None:
         """Move one pack, or wait a moment where there is none or no room for one."""
+        self.turned = time.monotonic()
         if self._unsent:
             self._send_all()
         elif read_hold(self._redis, hold_key(self._settings.stream)) is not None:
+            self.activity = "holding"
+            self.waiting_since = None
             self._stream.keep(self.consumer)
             stopping.wait(HOLD_SECONDS)
-        elif self._queue_length() >= PACKS_QUEUED_PER_SLOT * self._settings.concurrency:
+        elif self._full():
             stopping.wait(FULL_SECONDS)
         else:
             self._unsent = _packs(self._claim())
             self._send_all()
+
+    def _full(self) -> bool:
+        """Whether enough packs wait on the queue; notes since when any do."""
+        length = self._queue_length()
+        self.activity = "running"
+        self.waiting_since = (self.waiting_since or self.turned) if length else None
+        return length >= PACKS_QUEUED_PER_SLOT * self._settings.concurrency
 
     def _claim(self) -> list[Entry]:
         count = self._settings.pack_size
@@ -131,50 +145,3 @@ def _packs(entries: list[Entry]) -> list[Pack]:
     if others:
         packs.insert(0, Pack(tuple(e.id for e in others), tuple(e.event for e in others)))
     return packs
-
-
-class IntakeStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no types
-    """Runs the intake from the pool's start until the worker's stop, which it precedes."""
-
-    requires = ("celery.worker.components:Pool",)
-
-    def __init__(self, worker: Any, **options: Any) -> None:
-        super().__init__(worker, **options)
-        stopping.resume()
-        worker_shutting_down.connect(_stop_at_once)
-        self._thread: threading.Thread | None = None
-
-    def start(self, worker: Any) -> None:
-        """Start the thread."""
-        self._settings: Settings = load_settings()
-        self._consumer = f"{worker.hostname}-{uuid.uuid4().hex[:12]}"  # another one at every start
-        client = connect(self._settings, self._consumer)
-        queue = worker.app.conf.task_default_queue
-
-        def send(pack: Pack) -> None:
-            told = f"<{len(pack.events)} events>"  # instead of their content, where Celery shows arguments
-            apply_events.apply_async((self._consumer, pack.to_message()), argsrepr=told, retry=False)
-
-        def queue_length() -> int:
-            return int(client.llen(queue))
-
-        intake = Intake(self._settings, client, self._consumer, send=send, queue_length=queue_length)
-        self._thread = threading.Thread(target=intake.run, name="intake", daemon=True)
-        self._thread.start()
-        log.info("intake.started", consumer=self._consumer, stream=self._settings.stream)
-
-    def stop(self, worker: Any) -> None:
-        """Stop claiming and wait for the thread; the pool drains after us."""
-        stopping.stop()
-        if self._thread is None or not self._thread.is_alive():
-            return
-        with suppress(redis.RedisError):  # then it wakes by itself
-            EventStream(connect(self._settings), self._settings.stream).wake(self._consumer)
-        self._thread.join(timeout=BLOCK_MS / 1000 + 1)
-
-    terminate = stop
-
-
-def _stop_at_once(**_: Any) -> None:
-    """SIGTERM: stop claiming before anything else stops."""
-    stopping.stop()

@@ -3,6 +3,7 @@
 A wrong or missing one is one readable line and exit status 2 (`SettingsError`), never a traceback.
 """
 
+from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar, overload
 
 import httpx
@@ -78,6 +79,9 @@ class Settings(StreamSettings):
     backoff_seconds: Seconds = 5.0  # longest wait between two probes of an ill Supabase (full jitter)
     reclaim_seconds: Seconds = 60.0  # idle time after which another worker claims an entry
     hold_seconds: Seconds = 3600.0  # longest time a task keeps its pack in an outage before it gives it back
+    grace_seconds: Seconds = 25.0  # from SIGTERM to the end at most; packs cut then come again
+    heartbeat_file: Path | None = None  # touched every few seconds while all is well, for a liveness probe
+
     dead_share_limit: float = Field(default=0.5, gt=0, le=1)  # of a minute's events; over it all hold (1: never)
     dead_share_from: int = Field(default=100, ge=1)  # dead letters in a minute from which their share counts
 
@@ -90,6 +94,8 @@ class Settings(StreamSettings):
     def _times_fit(self) -> Self:
         if self.reclaim_seconds <= self.rpc_timeout_seconds:
             raise ValueError("INTERVIEW_RECLAIM_SECONDS must exceed INTERVIEW_RPC_TIMEOUT_SECONDS, or work doubles")
+        if self.grace_seconds <= self.rpc_timeout_seconds:
+            raise ValueError("INTERVIEW_GRACE_SECONDS must exceed INTERVIEW_RPC_TIMEOUT_SECONDS, or no stop is clean")
         return self
 
 

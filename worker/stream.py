@@ -47,12 +47,16 @@ class Entry:
 
 @dataclass(frozen=True)
 class StreamState:
-    """How the stream stands: entries in it, those claimed, and the age of the oldest in seconds (0 if none)."""
+    """How the stream stands: entries in it, the age of the oldest in seconds (0 if none), those claimed by consumer."""
 
     length: int
-    pending: int
     oldest_seconds: float
-    consumers: int
+    claimed: dict[str, int]
+
+    @property
+    def pending(self) -> int:
+        """Entries that are claimed."""
+        return sum(self.claimed.values())
 
 
 def connect(settings: StreamSettings, name: str = "interview-worker") -> redis.Redis:
@@ -156,14 +160,13 @@ class EventStream:
         seconds, _ = self._redis.time()
         oldest = self._redis.xrange(self.key, count=1)
         try:
-            pending = self._redis.xpending(self.key, GROUP)
+            consumers = self._redis.xinfo_consumers(self.key, GROUP)
         except redis.ResponseError:  # no stream or no group yet
-            pending = {"pending": 0, "consumers": []}
+            consumers = []
         return StreamState(
             length=int(self._redis.xlen(self.key)),
-            pending=int(pending["pending"]),
             oldest_seconds=max(0.0, seconds - int(oldest[0][0].split(b"-")[0]) / 1000) if oldest else 0.0,
-            consumers=len(pending["consumers"]),
+            claimed={consumer["name"].decode(): consumer["pending"] for consumer in consumers},
         )
 
     def _forget_deleted(self, consumer: str) -> None:

@@ -5,81 +5,133 @@ import time
 from typing import Any
 
 import click
+import redis
 
 from worker.cli.screen import print_json, print_table
 from worker.database import Database
 from worker.dead_letters import DeadLetters
 from worker.errors import Misconfigured, Unavailable
-from worker.hold import HoldState, hold_key, read_hold
+from worker.hold import hold_key, read_hold
 from worker.outcomes import Outcomes
-from worker.settings import load_settings
-from worker.stream import EventStream, connect
+from worker.settings import Settings, load_settings
+from worker.stream import EventStream, StreamState, connect
+from worker.worker_state import WorkerStates
 
 NEEDS_A_PERSON = 3
+
+Report = dict[str, Any]
 
 
 @click.command(epilog="Example: interviews status --json")
 @click.option("--json", "as_json", is_flag=True, help="For a program.")
 def status(as_json: bool) -> None:
-    """Show the stream, the hold, what waits and what is dead.
+    """Show the stream, the workers, the hold, what waits and what is dead.
 
-    Exit status 3 when a person is needed: dead letters are open, or the hold has a remedy.
+    Exit status 3 when a person is needed: dead letters are open, the hold has a remedy, a worker stands still, or
+    events wait and no worker runs.
     """
     settings = load_settings()
+    report = _of_redis(settings) | _of_supabase(settings)
+    problems = _problems(report, settings)
+    if as_json:
+        print_json(report | {"problems": problems})
+    else:
+        print_table(("", ""), _rows(report, problems))
+    sys.exit(NEEDS_A_PERSON if problems else 0)
+
+
+def _of_redis(settings: Settings) -> Report:
     client = connect(settings)
     stream = EventStream(client, settings.stream).state()
     hold = read_hold(client, hold_key(settings.stream))
-    database = Database(settings)
-    report: dict[str, Any] = {
+    return {
         "stream_length": stream.length,
         "stream_claimed": stream.pending,
         "oldest_seconds": round(stream.oldest_seconds, 1),
         "packs_queued": client.llen("interview"),
-        "hold": _told(hold),
         "outcomes_last_minute": dict(Outcomes(client, settings.stream).last_minute()),
-        "supabase": "ok",
-        "waiting": None,
-        "dead_letters_open": None,
-        "dead_letters_replayed": None,
+        "hold": hold and {"reason": hold.reason, "seconds": round(time.time() - hold.since), "remedy": hold.remedy},
+        "workers": _workers(client, settings.stream, stream),
     }
-    needs_a_person = hold is not None and hold.remedy is not None
+
+
+def _workers(client: redis.Redis, key: str, stream: StreamState) -> list[Report]:
+    """Those that run, and those that are silent and still have a claim on events."""
+    alive = WorkerStates(client, key).alive()
+    running = [
+        {
+            "consumer": consumer,
+            "worker": state.hostname,
+            "state": state.state,
+            "claimed": stream.claimed.get(consumer, 0),
+            "packs": state.packs,
+            "seconds": round(time.time() - state.started_at),
+        }
+        for consumer, state in alive.items()
+    ]
+    silent = [
+        {"consumer": consumer, "worker": consumer.rpartition("-")[0], "state": "silent", "claimed": claimed}
+        for consumer, claimed in stream.claimed.items()
+        if claimed and consumer not in alive
+    ]
+    return running + silent
+
+
+def _of_supabase(settings: Settings) -> Report:
+    report: Report = dict.fromkeys(("waiting", "dead_letters_open", "dead_letters_replayed"))
+    report |= {"supabase": "ok", "supabase_remedy": None}
     try:
+        database = Database(settings)
         report["waiting"] = database.count_waiting()
         letters = DeadLetters(database)
         report["dead_letters_open"] = letters.count("open")
         report["dead_letters_replayed"] = letters.count("replayed")
-        needs_a_person = needs_a_person or bool(report["dead_letters_open"])
     except Unavailable as ill:
-        report["supabase"] = f"{ill}: {ill.remedy}" if isinstance(ill, Misconfigured) else str(ill)
-        needs_a_person = needs_a_person or isinstance(ill, Misconfigured)
-
-    if as_json:
-        print_json(report)
-    else:
-        print_table(("", ""), _rows(report))
-    sys.exit(NEEDS_A_PERSON if needs_a_person else 0)
+        report["supabase"] = str(ill)
+        report["supabase_remedy"] = ill.remedy if isinstance(ill, Misconfigured) else None
+    return report
 
 
-def _told(hold: HoldState | None) -> dict[str, Any] | None:
-    if hold is None:
-        return None
-    return {"reason": hold.reason, "seconds": round(time.time() - hold.since), "remedy": hold.remedy}
+def _problems(report: Report, settings: Settings) -> list[str]:
+    """What needs a person, each with what to do next."""
+    hold, workers = report["hold"], report["workers"]
+    found = [
+        f"{each['worker']} is {each['state']}: restart it, its events are taken over"
+        for each in workers
+        if each["state"].startswith("stalled")
+    ]
+    if report["oldest_seconds"] > settings.reclaim_seconds and all(each["state"] == "silent" for each in workers):
+        found.append("events wait and no worker runs: celery -A worker worker")
+    if report["supabase_remedy"]:
+        found.append(f"Supabase: {report['supabase_remedy']}")
+    elif hold and hold["remedy"]:
+        found.append(f"the hold: {hold['remedy']}")
+    if report["dead_letters_open"]:
+        found.append("dead letters are open: interviews dlq list")
+    return found
 
 
-def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
+def _rows(report: Report, problems: list[str]) -> list[tuple[str, str]]:
     hold = report["hold"]
-    dead = report["dead_letters_open"]
+    workers = [
+        f"{each['worker']}: {each['state']}, {each['claimed']} events claimed"
+        + (f", {each['packs']} packs in {each['seconds']} s" if "packs" in each else ", taken over soon")
+        for each in report["workers"]
+    ]
     return [
         ("stream", f"{report['stream_length']} events, {report['stream_claimed']} of them claimed"),
         ("oldest", f"{report['oldest_seconds']} s" if report["stream_length"] else "-"),
         ("packs queued", str(report["packs_queued"])),
         ("last minute", ", ".join(f"{n} {what}" for what, n in report["outcomes_last_minute"].items()) or "no events"),
+        *zip(["workers", *[""] * len(workers)], workers or ["none"], strict=False),
         ("hold", f"for {hold['seconds']} s: {hold['reason']}" if hold else "none"),
-        *([("", f"mend it: {hold['remedy']}")] if hold and hold["remedy"] else []),
         ("supabase", report["supabase"]),
         ("waiting", f"{_shown(report['waiting'])} events whose session has not started"),
-        ("dead letters", f"{_shown(dead)} open, {_shown(report['dead_letters_replayed'])} replayed"),
-        *([("", "see them: interviews dlq list")] if dead else []),
+        (
+            "dead letters",
+            f"{_shown(report['dead_letters_open'])} open, {_shown(report['dead_letters_replayed'])} replayed",
+        ),
+        *zip(["to do", *[""] * len(problems)], problems or ["nothing"], strict=False),
     ]
 
 

@@ -1,0 +1,165 @@
+"""The bootstep of a worker's main process: runs the intake, watches it, and sees to it that the worker ends.
+
+Two threads: the intake moves events, the pulse looks after it every few seconds. While all is well the pulse touches
+the heartbeat file, which says that this process works, whatever its servers do; it also tells how the worker fares,
+for `interviews status`. If the pulse itself should end, both fall silent, and that is the alarm.
+"""
+
+import os
+import signal
+import threading
+import time
+import uuid
+from contextlib import suppress
+from typing import Any, Final
+
+import billiard
+import redis
+from celery import bootsteps
+from celery.signals import task_received, worker_shutting_down
+
+from worker import stopping
+from worker.intake import BLOCK_MS, Intake
+from worker.logs import get_logger
+from worker.pack import Pack
+from worker.settings import Settings, load_settings
+from worker.stream import SOCKET_TIMEOUT_SECONDS, EventStream, connect
+from worker.tasks import apply_events
+from worker.worker_state import WorkerState, WorkerStates
+
+PULSE_SECONDS: Final = 10.0
+INTAKE_SECONDS: Final = 4 * SOCKET_TIMEOUT_SECONDS  # no step of the intake takes longer, whatever Redis does
+STALL_FACTOR: Final = 12  # RPC timeouts without a pack taken from the queue: even a pack that is halved takes less
+
+log = get_logger(__name__)
+
+
+class Supervisor(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no types
+    """Starts with the pool and stops before it, so that the pool drains after the last pack was claimed."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, worker: Any, **options: Any) -> None:
+        super().__init__(worker, **options)
+        stopping.resume()
+        worker_shutting_down.connect(self._stop_in_time, weak=False)
+        task_received.connect(self._pack_received, weak=False)
+        self._threads: list[threading.Thread] = []
+        self._asked = False
+
+    def start(self, worker: Any) -> None:
+        """Start both threads."""
+        self._settings: Settings = load_settings()
+        self._hostname = worker.hostname
+        self._consumer = f"{worker.hostname}-{uuid.uuid4().hex[:12]}"  # another one at every start
+        self._started, self._packs, self._received = time.time(), 0, time.monotonic()
+        self._stalled = False
+        self._redis = connect(self._settings)
+        self._states = WorkerStates(self._redis, self._settings.stream)
+        self._queue = worker.app.conf.task_default_queue
+        self._start_intake()
+        pulse = threading.Thread(target=self._pulse, name="pulse", daemon=True)
+        pulse.start()
+        self._threads = [self._intake_thread, pulse]
+        log.info("intake.started", consumer=self._consumer, stream=self._settings.stream)
+
+    def stop(self, worker: Any) -> None:
+        """Stop claiming and wait for the threads; the pool drains after us."""
+        stopping.stop()
+        if not self._threads:
+            return
+        with suppress(redis.RedisError):  # then it wakes by itself
+            EventStream(self._redis, self._settings.stream).wake(self._consumer)
+        for thread in self._threads:
+            thread.join(timeout=BLOCK_MS / 1000 + 1)
+
+    terminate = stop
+
+    def _start_intake(self) -> None:
+        client = connect(self._settings, self._consumer)
+
+        def send(pack: Pack) -> None:
+            told = f"<{len(pack.events)} events>"  # instead of their content, where Celery shows arguments
+            apply_events.apply_async((self._consumer, pack.to_message()), argsrepr=told, retry=False)
+
+        def queue_length() -> int:
+            length: Any = client.llen(self._queue)
+            return int(length)
+
+        self._intake = Intake(self._settings, client, self._consumer, send=send, queue_length=queue_length)
+        self._intake_thread = threading.Thread(target=self._intake.run, name="intake", daemon=True)
+        self._intake_thread.start()
+
+    # ------------------------------------------------------------------------------------------------ the pulse
+
+    def _pulse(self) -> None:
+        with suppress(redis.RedisError):  # then the next worker does
+            self._states.forget_the_silent()
+        while not stopping.stopping():
+            try:
+                self._look()
+            except Exception:
+                log.exception("pulse.failed")
+            stopping.wait(PULSE_SECONDS)
+        with suppress(redis.RedisError):
+            self._states.forget(self._consumer)
+
+    def _look(self) -> None:
+        """Restart an intake that died, touch the heartbeat file unless something stands still, tell the state."""
+        if not self._intake_thread.is_alive() and not stopping.stopping():
+            log.error("intake.died", next="it is started again; report it")
+            self._start_intake()
+        trouble = self._trouble()
+        if trouble is None and self._settings.heartbeat_file is not None:
+            self._settings.heartbeat_file.touch()
+        if trouble is not None and not self._stalled:
+            log.error("worker.stalled", why=trouble, next="restart this worker: its events are taken over")
+        self._stalled = trouble is not None
+        state = WorkerState(
+            hostname=self._hostname,
+            pid=os.getpid(),
+            started_at=self._started,
+            told_at=time.time(),
+            state=f"stalled: {trouble}" if trouble else self._intake.activity,
+            packs=self._packs,
+        )
+        with suppress(redis.RedisError):  # the intake says so
+            self._states.tell(self._consumer, state)
+
+    def _trouble(self) -> str | None:
+        """What stands still and should not; Redis or Supabase being away is no fault of ours."""
+        now = time.monotonic()
+        if (still := now - self._intake.turned) > INTAKE_SECONDS:
+            return f"the intake has stood still for {still:.0f} s"
+        since = self._intake.waiting_since
+        if since is not None and (still := now - max(since, self._received)) > self._stall_seconds:
+            return f"packs wait on the queue, and this worker has taken none for {still:.0f} s"
+        return None
+
+    @property
+    def _stall_seconds(self) -> float:
+        return STALL_FACTOR * self._settings.rpc_timeout_seconds
+
+    def _pack_received(self, **_: Any) -> None:
+        self._packs += 1
+        self._received = time.monotonic()
+
+    # -------------------------------------------------------------------------------------------------- the end
+
+    def _stop_in_time(self, **_: Any) -> None:
+        """SIGTERM: stop claiming before anything else stops, and be gone when the grace is over; again: be gone now."""
+        stopping.stop()
+        seconds, why = (0.0, "asked twice") if self._asked else (load_settings().grace_seconds, "the grace is over")
+        self._asked = True
+        end = threading.Timer(seconds, _end_now, (why,))
+        end.daemon = True
+        end.start()
+
+
+def _end_now(why: str) -> None:
+    """End this worker, whatever it does: its entries stay claimed, and another claims them."""
+    log.error("worker.ended_at_once", why=why)
+    for child in billiard.active_children():
+        with suppress(ProcessLookupError):
+            os.kill(child.pid, signal.SIGKILL)
+    os._exit(1)
