@@ -8,7 +8,7 @@ BIN := .venv/bin
 SQL_TESTS := $(addprefix tests/test_,$(addsuffix .py,session_rules convergence state_machine concurrency security \
   advisor life_of_data optional_sql))
 
-.PHONY: help setup demo test test-versions test-long chaos lint format bench lock clean
+.PHONY: help setup demo test test-versions test-long chaos chaos-short lint format bench lock clean
 
 help:  ## What there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,6 +41,9 @@ test-long: setup  ## The property tests, races and packs, ten times and more as 
 
 chaos: setup  ## Faults under load, 200 kills among them, and what they cost
 	$(BIN)/python -m tests.chaos
+
+chaos-short: setup  ## Each fault at least once, in a minute or two
+	$(BIN)/python -m tests.chaos --kills 10 --faults 20
 
 lint: setup  ## ruff, mypy --strict, and the imports' direction
 	$(BIN)/ruff check

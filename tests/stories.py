@@ -75,22 +75,27 @@ def chunks(raw: list[bytes], size: int) -> Iterator[list[bytes]]:
         yield raw[start : start + size]
 
 
-def assert_rows_equal_their_stories(database: Database, events: Iterable[Event]) -> None:
-    """Every session's row is what its events tell, and the ledger has each event once, applied."""
+def wrong_rows(database: Database, events: Iterable[Event]) -> list[str]:
+    """The sessions whose row is not what their events tell."""
     stories: dict[str, list[Event]] = {}
     for each in events:
         stories.setdefault(each["subject"], []).append(each)
-    sessions = list(stories)
     rows = {
         row["s"]["session_id"]: row["s"]
         for row in database.all(
-            "select to_jsonb(s) - 'id' as s from public.interview_sessions s where session_id = any (%s)", sessions
+            "select to_jsonb(s) - 'id' as s from public.interview_sessions s where session_id = any (%s)", list(stories)
         )
     }
-    wrong = [each for each in sessions if comparable(rows.get(each)) != expected_row(stories[each])]
-    assert wrong == []
+    return [each for each in stories if comparable(rows.get(each)) != expected_row(stories[each])]
+
+
+def assert_rows_equal_their_stories(database: Database, events: Iterable[Event]) -> None:
+    """Every session's row is what its events tell, and the ledger has each event once, applied."""
+    events = list(events)
+    assert wrong_rows(database, events) == []
     ledger = database.all(
-        "select event_id::text as id, applied_at from public.interview_events where session_id = any (%s)", sessions
+        "select event_id::text as id, applied_at from public.interview_events where session_id = any (%s)",
+        list({each["subject"] for each in events}),
     )
-    assert sorted(row["id"] for row in ledger) == sorted({each["id"] for story in stories.values() for each in story})
+    assert sorted(row["id"] for row in ledger) == sorted({each["id"] for each in events})
     assert [row for row in ledger if row["applied_at"] is None] == []

@@ -10,6 +10,7 @@ import tempfile
 import time
 import traceback
 from collections import defaultdict
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
@@ -17,15 +18,24 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.chaos.faults import FAULTS, in_random_order, mend
-from tests.chaos.theatre import Theatre
+from tests.chaos.theatre import Reckoning, Theatre
 
 KILL = "worker: kill -9"
 
 
-def run(theatre: Theatre, faults: list[str], console: Console) -> dict[str, list[float]]:
-    """Strike one fault after the other, now and then two at once; answers the seconds to recover of each."""
-    recovered: dict[str, list[float]] = defaultdict(list)
+@dataclass
+class Tally:
+    """What one kind of fault did: events applied from each strike to the next, and seconds to recover."""
+
+    events: int = 0
+    recovered: list[float] = field(default_factory=list)
+
+
+def run(theatre: Theatre, faults: list[str], console: Console) -> dict[str, Tally]:
+    """Strike one fault after the other, now and then two at once."""
+    tallies: dict[str, Tally] = defaultdict(Tally)
     theatre.seconds_to_recover()  # everything is under way
+    applied = theatre.applied()
     for number, name in enumerate(faults, start=1):
         console.print(f"{number:4} of {len(faults)}  {name:34}", end="")
         began = time.monotonic()
@@ -34,21 +44,27 @@ def run(theatre: Theatre, faults: list[str], console: Console) -> dict[str, list
             FAULTS[theatre.rng.choice(list(FAULTS))](theatre)
         struck = time.monotonic() - began
         seconds = theatre.seconds_to_recover()
-        recovered[name].append(seconds)
-        console.print(f" lasted {struck:4.1f} s, back after {seconds:4.1f} s")
+        before, applied = applied, theatre.applied()
+        tallies[name].events += applied - before
+        tallies[name].recovered.append(seconds)
+        console.print(f" lasted {struck:4.1f} s, back after {seconds:4.1f} s, workers {theatre.memory_mib():.0f} MiB")
     mend(theatre)
-    return recovered
+    return tallies
 
 
-def table(recovered: dict[str, list[float]], events: int) -> Table:
+def table(tallies: dict[str, Tally], reckoned: Reckoning) -> Table:
     """What the README shows."""
     shown = Table(box=None, header_style="bold")
-    for column in ("fault", "times", "median s to recover", "longest"):
+    for column in ("fault", "times", "events", "lost", "wrong rows", "median s to recover", "longest"):
         shown.add_column(column, justify="left" if column == "fault" else "right")
     for name in FAULTS:
-        if seconds := recovered.get(name):
-            shown.add_row(name, str(len(seconds)), f"{statistics.median(seconds):.1f}", f"{max(seconds):.1f}")
-    shown.add_row(f"[bold]{events:,} events, lost 0, wrong rows 0", str(sum(map(len, recovered.values()))), "", "")
+        if name in tallies:
+            tally = tallies[name]
+            seconds = (f"{statistics.median(tally.recovered):.1f}", f"{max(tally.recovered):.1f}")
+            shown.add_row(name, str(len(tally.recovered)), f"{tally.events:,}", "", "", *seconds)
+    times = sum(len(tally.recovered) for tally in tallies.values())
+    total = (f"{reckoned.events:,}", str(reckoned.lost), str(reckoned.wrong_rows), "", "")
+    shown.add_row("all, and what came after the last", str(times), *total, style="bold")
     return shown
 
 
@@ -69,13 +85,16 @@ def main(kills: int, faults: int, rate: float, seed: int | None) -> None:
     folder = Path(tempfile.mkdtemp(prefix="interviews-chaos-"))
     try:
         with Theatre.open(folder, seed, rate=rate) as theatre:
-            recovered = run(theatre, strikes, console)
-            events = theatre.reckon()
+            tallies = run(theatre, strikes, console)
+            console.print("the engines end, and the workers apply what is left")
+            reckoned = theatre.reckon()
     except AssertionError as broken:
         traceback.print_exc()
         raise click.ClickException(f"{broken} (seed {seed}; the workers' logs are in {folder})") from broken
+    console.print(table(tallies, reckoned))
+    if reckoned.lost or reckoned.wrong_rows:
+        raise click.ClickException(f"see above (seed {seed}; the workers' logs are in {folder})")
     shutil.rmtree(folder)
-    console.print(table(recovered, events))
 
 
 if __name__ == "__main__":
