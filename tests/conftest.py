@@ -61,6 +61,11 @@ def _spellings(told: str) -> set[bytes]:
     return {raw, quote(told, safe="").encode(), *encoded}
 
 
+def assert_no_leak(leaks: Leaks, folder: Path) -> None:
+    if found := leaks.in_folder(folder):
+        pytest.fail("\n".join(["what no log may hold:", *found]), pytrace=False)
+
+
 @pytest.fixture(scope="session")
 def leaks() -> Leaks:
     """What the run has learnt of what no log may hold."""
@@ -71,8 +76,7 @@ def leaks() -> Leaks:
 def _no_log_of_the_run_leaks(tmp_path_factory: pytest.TempPathFactory, leaks: Leaks) -> Iterator[None]:
     """After the last test: the workers' logs, and those of the servers whose folders are still there."""
     yield
-    found = leaks.in_folder(tmp_path_factory.getbasetemp())
-    assert found == [], "logs of this run hold what no log may hold"
+    assert_no_leak(leaks, tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="session")
@@ -83,8 +87,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory, leaks: Leaks) -> Iterator[St
     with Stack(folder, postgres_version=version, temporary=True) as running:
         leaks.learn(running.environment)
         yield running
-        found = leaks.in_folder(running.folder / "log")  # before the folder is removed
-    assert found == [], "logs of the stack hold what no log may hold"
+        assert_no_leak(leaks, running.folder / "log")  # before the folder is removed
 
 
 @pytest.fixture

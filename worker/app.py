@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+import billiard.pool
 from celery import Celery
 
 from worker.settings import Settings
@@ -58,6 +59,9 @@ def make_app(settings: Settings) -> Celery:
         },
     )
     app.steps["worker"].add(Supervisor)
+    # At the end a pool process waits for the main process to read its last result, which sometimes it no longer does;
+    # 1 s instead of 30 s, as nothing of ours needs that result. (A constant of the module: there is no setting.)
+    billiard.pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = 10
     return app
 
 

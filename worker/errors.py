@@ -11,6 +11,8 @@ Driver errors are translated once, where the driver is called (worker.database, 
 Any other exception ends the task; its entries stay claimed and come again.
 """
 
+MAX_RETRY_AFTER = 60.0  # seconds: nobody's wish makes us sleep for a day
+
 
 class WorkerError(Exception):
     """Any error of this package."""
@@ -26,7 +28,7 @@ class Unavailable(WorkerError):
     def __init__(self, reason: str, *, retry_after: float = 0.0) -> None:
         super().__init__(reason)
         self.reason = reason
-        self.retry_after = retry_after
+        self.retry_after = min(retry_after, MAX_RETRY_AFTER)
 
 
 class Misconfigured(Unavailable):

@@ -24,6 +24,8 @@ T = TypeVar("T")
 POLL_SECONDS: Final = 1.0  # at most, between two looks of a task that waits for the prober (full jitter)
 LEASE_MARGIN_SECONDS: Final = 10.0
 
+RESUMES: Final = "none: it resumes by itself"
+
 log = get_logger(__name__)
 
 
@@ -51,7 +53,7 @@ class Hold:
         self._redis: Any = client
         self._key = hold_key(stream)
         self._backoff = Backoff(base=0.2, cap=backoff_seconds)
-        self._lease_ms = int((backoff_seconds + rpc_timeout_seconds + LEASE_MARGIN_SECONDS) * 1000)
+        self._lease_seconds = backoff_seconds + rpc_timeout_seconds + LEASE_MARGIN_SECONDS
         self._hold_seconds = hold_seconds
 
     def run(self, call: Callable[[], T]) -> T:
@@ -89,21 +91,31 @@ class Hold:
 
     def _begin(self, ill: Unavailable) -> bool:
         """Become the prober unless there is one; answer whether we are."""
-        remedy = ill.remedy if isinstance(ill, Misconfigured) else None
-        state = HoldState(ill.reason, time.time(), remedy)
+        state = _state(ill, since=time.time())
         try:
-            first = bool(self._redis.set(self._key, json.dumps(asdict(state)), nx=True, px=self._lease_ms))
+            first = bool(self._redis.set(self._key, json.dumps(asdict(state)), nx=True, px=self._lease_ms(ill)))
         except redis.RedisError:
             return True  # Redis is away too: probe for ourselves
         if first:
-            log.warning("hold.began", reason=ill.reason, remedy=remedy or "none: it resumes by itself")
+            log.warning("hold.began", reason=state.reason, remedy=state.remedy or RESUMES)
         return first
 
     def _renew(self, ill: Unavailable) -> bool:
+        """Go on as the prober, telling what is the matter now."""
         try:
-            return bool(self._redis.pexpire(self._key, self._lease_ms)) or self._begin(ill)
+            before = read_hold(self._redis, self._key)
+            if before is None:
+                return self._begin(ill)
+            now = _state(ill, since=before.since)
+            self._redis.set(self._key, json.dumps(asdict(now)), px=self._lease_ms(ill))
         except redis.RedisError:
             return True
+        if now.remedy != before.remedy:
+            log.warning("hold.changed", reason=now.reason, remedy=now.remedy or RESUMES)
+        return True
+
+    def _lease_ms(self, ill: Unavailable) -> int:
+        return int((self._lease_seconds + ill.retry_after) * 1000)
 
     def _wait_for_prober(self) -> bool:
         """Wait until the hold is over or its prober is gone; answer whether the worker is stopping."""
@@ -133,6 +145,10 @@ class Hold:
         except redis.RedisError:
             return
         log.warning("hold.handed_over")
+
+
+def _state(ill: Unavailable, *, since: float) -> HoldState:
+    return HoldState(ill.reason, since, ill.remedy if isinstance(ill, Misconfigured) else None)
 
 
 def hold_key(stream: str) -> str:

@@ -12,7 +12,12 @@ _SHARED: tuple[Any, ...] = (
     structlog.processors.TimeStamper(fmt="iso", utc=True),
 )
 # Celery tells of every message at INFO; a pack is our unit, and our own lines tell of it.
-_QUIET = {"celery.app.trace": logging.ERROR, "celery.worker.strategy": logging.WARNING, "httpx": logging.WARNING}
+_QUIET = {
+    "celery.app.trace": logging.ERROR,
+    "celery.worker.strategy": logging.WARNING,
+    "celery.pool": logging.INFO,
+    "httpx": logging.WARNING,
+}
 OURS: Final = {"worker", "events"}
 REPEAT_SECONDS: Final = 60.0
 

@@ -58,7 +58,8 @@ class Channel(redis.Channel):
 
     def _screened(self, answer: Any, **_: Any) -> Any:
         """Redis' answer (queue and message, or None), or None instead of a message that cannot be read."""
-        if answer is not None and (why := fault(answer[1], current_app.tasks)):
+        packs = answer is not None and not answer[0].endswith(b".pidbox")  # and not a reply to `celery inspect`
+        if packs and (why := fault(answer[1], current_app.tasks)):
             log.warning("message.unreadable", why=why, bytes=len(answer[1]), next="interviews dlq list")
             _unreadable.append(answer[1])
             answer = None
