@@ -9,7 +9,7 @@ from worker.logs import REPEAT_SECONDS, OnceAMinute
 
 def record(name: str, message: str, *, at: float = 0.0, error: Exception | None = None) -> logging.LogRecord:
     told = logging.LogRecord(
-        name, logging.WARNING, __file__, 1, message, (at,), (type(error), error, None) if error else None
+        name, logging.WARNING, __file__, 1, message, (), (type(error), error, None) if error else None
     )
     told.created = 1_000_000_000 + at
     return told
@@ -22,16 +22,16 @@ def shown(*records: logging.LogRecord) -> list[bool]:
 
 def test_a_line_that_a_library_repeats_is_shown_once_a_minute() -> None:
     times = (0.0, 0.1, REPEAT_SECONDS - 0.1, REPEAT_SECONDS, REPEAT_SECONDS + 0.1)
-    assert shown(*(record("celery.worker", "lost (%r)", at=at) for at in times)) == [True, False, False, True, False]
+    assert shown(*(record("celery.worker", "lost (1)", at=at) for at in times)) == [True, False, False, True, False]
 
 
 @pytest.mark.parametrize("other", [
-    record("celery.worker", "found (%r)"),
-    record("kombu", "lost (%r)"),
-    record("celery.worker", "lost (%r)", error=ValueError()),
+    record("celery.worker", "found (1)"),
+    record("kombu", "lost (1)"),
+    record("celery.worker", "lost (1)", error=ValueError()),
 ])  # fmt: skip
 def test_another_line_is_shown_at_once(other: logging.LogRecord) -> None:
-    assert shown(record("celery.worker", "lost (%r)"), other) == [True, True]
+    assert shown(record("celery.worker", "lost (1)"), other) == [True, True]
 
 
 def test_our_own_lines_are_all_shown() -> None:

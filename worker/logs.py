@@ -33,7 +33,7 @@ class OnceAMinute(logging.Filter):
         """Whether to show a record; our own are all shown."""
         if record.name.partition(".")[0] in OURS:
             return True
-        line = (record.name, str(record.msg), record.exc_info and record.exc_info[0])
+        line = (record.name, record.getMessage(), record.exc_info and record.exc_info[0])
         if record.created < self._next.get(line, 0.0):
             return False
         self._next[line] = record.created + REPEAT_SECONDS

@@ -28,9 +28,12 @@ def kill_worker(theatre: Theatre) -> None:
 
 
 def kill_child(theatre: Theatre) -> None:
-    """A pool process of a worker, as the kernel does when memory is short."""
+    """A pool process of a worker that is under way, as the kernel does when memory is short.
+
+    (A worker whose pool cannot start ends, and it is for Compose or Kubernetes to start it again.)
+    """
     with suppress(psutil.NoSuchProcess):
-        children = psutil.Process(theatre.any_worker().pid).children()
+        children = psutil.Process(theatre.any_ready_worker().pid).children()
         if children:
             theatre.rng.choice(children).kill()
 

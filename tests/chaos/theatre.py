@@ -52,6 +52,7 @@ class Theatre:
     folder: Path
     rng: random.Random
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    logs: dict[int, Path] = field(default_factory=dict)  # by the worker's process id
     engines: list[subprocess.Popen[str]] = field(default_factory=list)
     sessions: list[int] = field(default_factory=list)
     database: Database = field(init=False)
@@ -108,11 +109,26 @@ class Theatre:
                 stderr=output,
             )  # fmt: skip
         self.workers.append(worker)
+        self.logs[worker.pid] = log
         return worker
 
     def any_worker(self) -> subprocess.Popen[bytes]:
         """One of those that run."""
         return self.rng.choice([worker for worker in self.workers if worker.poll() is None])
+
+    def any_ready_worker(self) -> subprocess.Popen[bytes]:
+        """One of those that have started, waiting for the first where none has."""
+        ready: list[subprocess.Popen[bytes]] = []
+
+        def look() -> bool:
+            ready[:] = [each for each in self.workers if each.poll() is None and b" ready." in self._log(each)]
+            return bool(ready)
+
+        self.wait_until(look, "a worker is ready")
+        return self.rng.choice(ready)
+
+    def _log(self, worker: subprocess.Popen[bytes]) -> bytes:
+        return self.logs[worker.pid].read_bytes()
 
     def replace(self, worker: subprocess.Popen[bytes]) -> None:
         """Wait for a worker's end and start another in its stead."""
@@ -201,7 +217,7 @@ class Theatre:
         for worker in self.workers:
             worker.send_signal(signal.SIGTERM)
         for worker in self.workers:
-            assert worker.wait(PATIENCE_SECONDS) == 0
+            assert worker.wait(PATIENCE_SECONDS) == 0, f"a worker ended badly: see {self.logs[worker.pid]}"
         self.applied()  # reconnects
         published = [event for seed in self.sessions for event in session_events(self.user, seed)]
         ledger = self.database.all("select event_id::text as id, applied_at from public.interview_events")

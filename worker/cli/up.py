@@ -63,6 +63,7 @@ def _lines(environment: dict[str, str]) -> list[str]:
 def _until_interrupted() -> Iterator[None]:
     """Leave the block at Ctrl-C or SIGTERM, as if it had ended."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a script that starts us with & would have it ignored
     try:
         yield
     except KeyboardInterrupt:
