@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
+# Files side by side, the tests of a file one after the other.
+PARALLEL := --numprocesses auto --dist loadfile
 # What must hold on every version of Postgres.
 SQL_TESTS := $(addprefix tests/test_,$(addsuffix .py,session_rules convergence state_machine concurrency security \
   advisor life_of_data optional_sql))
@@ -28,12 +30,12 @@ node_modules/.package-lock.json: package.json package-lock.json
 demo: setup  ## The main job from beginning to end, on real servers
 	$(BIN)/python -m worker.demo
 
-test: setup  ## All tests, on real servers
-	$(BIN)/python -m pytest
+test: setup  ## All tests, on real servers: a stack for each core
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-versions: setup  ## The SQL's tests on Postgres 16, and on 15 where Debian's is installed
-	INTERVIEW_TEST_POSTGRES=16 $(BIN)/python -m pytest $(SQL_TESTS)
-	test ! -d /usr/lib/postgresql/15/bin || INTERVIEW_TEST_POSTGRES=15 $(BIN)/python -m pytest $(SQL_TESTS)
+	INTERVIEW_TEST_POSTGRES=16 $(BIN)/python -m pytest $(PARALLEL) $(SQL_TESTS)
+	test ! -d /usr/lib/postgresql/15/bin || INTERVIEW_TEST_POSTGRES=15 $(BIN)/python -m pytest $(PARALLEL) $(SQL_TESTS)
 
 test-long: setup  ## The property tests, races and packs, ten times and more as long
 	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest tests/test_convergence.py tests/test_state_machine.py \

@@ -94,7 +94,17 @@ Source = Annotated[str, Field(strict=True, min_length=1), AfterValidator(_text)]
 Count = Annotated[int, Field(strict=True, ge=0, le=MAX_INTEGER)]
 Score = Annotated[float, Field(strict=True, ge=0, le=100, allow_inf_nan=False)]
 JsonObject = Annotated[dict[str, JsonValue], AfterValidator(_storable)]
-Time = Annotated[AwareDatetime, BeforeValidator(_rfc_3339)]
+
+
+def _in_utc(value: datetime) -> datetime:
+    """The same moment in UTC: Postgres takes no offset of 16 hours and more, nor a year that is none of 1 to 9999."""
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("must be within the years 1 to 9999 in UTC") from None
+
+
+Time = Annotated[AwareDatetime, BeforeValidator(_rfc_3339), AfterValidator(_in_utc)]
 
 
 class _Model(BaseModel):
@@ -248,7 +258,10 @@ def _validated(make: Callable[[], EventT]) -> EventT:
         return make()
     except ValidationError as error:
         explained = _explained(error)
-    raise explained  # out here, because the cause would repeat the values
+    try:
+        raise explained  # out here, because the cause would repeat the values
+    finally:
+        del explained  # or its traceback holds itself, and with it the whole pack
 
 
 def _explained(error: ValidationError) -> InvalidEvent:

@@ -5,6 +5,7 @@
 --
 --   interview_events                  what happened, each event once: makes a repeat harmless, can rebuild a row
 --   interview_dead_letters            what could not be applied: the event, why, and what became of it
+--   interview_dead_letter_actions     what operators did with dead letters
 --   apply_interview_events            applies a pack of events in one transaction
 --   record_dead_interview_events      keeps events that the worker itself found invalid
 --   expire_waiting_interview_events   turns events whose session never started into dead letters
@@ -12,6 +13,9 @@
 --   get_interview_timeline            one session's story
 --   verify_interview_sessions         compares rows with their ledger, a page at a time
 --   rebuild_interview_session         restores one row from its ledger
+--   find_, choose_, group_interview_dead_letters      which dead letters there are
+--   move_interview_dead_letters                       replays, discards and restores them
+--   replace_interview_dead_letter                     applies a corrected event in the stead of one
 
 begin;
 
@@ -735,9 +739,250 @@ begin
 end;
 $$;
 
+-- ------------------------------------------------------------------------------------- operating the dead letters
+
+-- Who did what to how many dead letters, when and why. Append-only: an action that goes on may count further, and nobody
+-- is granted to change or delete what is written.
+create table if not exists public.interview_dead_letter_actions (
+  id uuid not null,  -- chosen by whoever acts: a long action adds its batches to one row
+  began_at timestamptz not null default now(),
+  ended_at timestamptz not null default now(),  -- of its last batch
+  actor text not null,
+  action text not null,
+  filter jsonb not null,  -- which letters were asked for
+  note text,
+  letters integer not null,  -- how many were moved
+  outcomes jsonb not null default '{}',  -- of a replay: how many were applied, failed again, are under way
+  constraint interview_dead_letter_actions_pkey primary key (id),
+  constraint interview_dead_letter_actions_action check (action in ('replay', 'discard', 'restore', 'edit'))
+);
+
+comment on table public.interview_dead_letter_actions is 'Who did what to the dead letters; append-only.';
+
+alter table public.interview_dead_letter_actions enable row level security;
+revoke all on public.interview_dead_letter_actions from public, anon, authenticated, service_role;
+grant select, insert, update (ended_at, letters, outcomes) on public.interview_dead_letter_actions to service_role;
+-- No grant lets anyone else in; this says so where grants are looked at last, and holds should one slip in.
+drop policy if exists "Only service_role" on public.interview_dead_letter_actions;
+create policy "Only service_role" on public.interview_dead_letter_actions
+  as restrictive for all to anon, authenticated using (false);
+
+-- A dead letter's group: its reason, type and detail, without the ids and numbers that differ from letter to letter;
+-- an SQLSTATE is no such number.
+create or replace function public.group_of_interview_dead_letter(p_reason text, p_type text, p_detail text)
+returns text
+language sql
+immutable
+security invoker
+set search_path = ''
+as $$
+  select left(md5(concat_ws('|', p_reason, p_type, regexp_replace(
+           p_detail, '(SQLSTATE \w+)|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|\d+', '\1#', 'gi'))), 8);
+$$;
+
+-- The dead letters that a filter means: {"ids", "status", "reason", "type", "session_id", "user_id", "since", "until",
+-- "text", "group"}, each optional; "text" is looked for in the detail, times are those of the last failure.
+create or replace function public.match_interview_dead_letters(p_filter jsonb)
+returns setof public.interview_dead_letters
+language sql
+stable
+security invoker
+set search_path = ''
+as $$
+  select d.*
+    from public.interview_dead_letters d
+   where (p_filter -> 'ids' is null
+          or d.id = any (array(select jsonb_array_elements_text(p_filter -> 'ids')::bigint)))
+     and (p_filter ->> 'status' is null or d.status = p_filter ->> 'status')
+     and (p_filter ->> 'reason' is null or d.reason = p_filter ->> 'reason')
+     and (p_filter ->> 'type' is null or d.type = p_filter ->> 'type')
+     and (p_filter ->> 'session_id' is null or d.session_id = p_filter ->> 'session_id')
+     and (p_filter ->> 'since' is null or d.last_failed_at >= (p_filter ->> 'since')::timestamptz)
+     and (p_filter ->> 'until' is null or d.last_failed_at < (p_filter ->> 'until')::timestamptz)
+     and (p_filter ->> 'text' is null or strpos(lower(d.detail), lower(p_filter ->> 'text')) > 0)
+     and (p_filter ->> 'user_id' is null or strpos(lower(d.event), lower(p_filter ->> 'user_id')) > 0)
+     and (p_filter ->> 'group' is null
+          or public.group_of_interview_dead_letter(d.reason, d.type, d.detail) = p_filter ->> 'group');
+$$;
+
+-- A page of the dead letters that a filter means, without their events, the latest first; p_before is the id of the
+-- last letter of the page before.
+create or replace function public.find_interview_dead_letters(
+  p_filter jsonb, p_limit integer default 50, p_before bigint default null)
+returns jsonb
+language sql
+stable
+security invoker
+set search_path = ''
+as $$
+  select coalesce(jsonb_agg(to_jsonb(d) - 'event' order by d.id desc), '[]')
+    from (
+      select *
+        from public.match_interview_dead_letters(p_filter)
+       where p_before is null or id < p_before
+       order by id desc
+       limit p_limit) d;
+$$;
+
+-- Which letters a filter means: {"ids", "oldest"}, ids in ascending order, the time of the first failure.
+create or replace function public.choose_interview_dead_letters(p_filter jsonb)
+returns jsonb
+language sql
+stable
+security invoker
+set search_path = ''
+as $$
+  select jsonb_build_object('ids', coalesce(jsonb_agg(d.id order by d.id), '[]'), 'oldest', min(d.first_failed_at))
+    from public.match_interview_dead_letters(p_filter) d;
+$$;
+
+-- The groups of the dead letters that a filter means, the largest first.
+create or replace function public.group_interview_dead_letters(p_filter jsonb, p_limit integer default 50)
+returns jsonb
+language sql
+stable
+security invoker
+set search_path = ''
+as $$
+  select coalesce(jsonb_agg(to_jsonb(g) order by g.letters desc, g."group"), '[]')
+    from (
+      select public.group_of_interview_dead_letter(d.reason, d.type, d.detail) as "group",
+             d.reason, d.type, max(d.detail) as detail,
+             count(*) as letters, sum(d.attempts) as attempts,
+             min(d.first_failed_at) as first_failed_at, max(d.last_failed_at) as last_failed_at,
+             max(d.id) as sample
+        from public.match_interview_dead_letters(p_filter) d
+       group by 1, 2, 3
+       order by count(*) desc
+       limit p_limit) g;
+$$;
+
+-- Adds to the row of an action, or makes it: who acted, on what and why stands as it was first told. p_action: {"id",
+-- "actor", "action", "filter", "note"?}.
+create or replace function public.note_interview_dead_letter_action(
+  p_action jsonb, p_letters integer, p_outcomes jsonb default null)
+returns void
+language sql
+security invoker
+set search_path = ''
+as $$
+  insert into public.interview_dead_letter_actions as a (id, actor, action, filter, note, letters, outcomes)
+  values ((p_action ->> 'id')::uuid, p_action ->> 'actor', p_action ->> 'action', p_action -> 'filter',
+          p_action ->> 'note', greatest(p_letters, 0), coalesce(p_outcomes, '{}'))
+  on conflict (id) do update
+    set letters = greatest(a.letters + p_letters, 0),
+        outcomes = coalesce(p_outcomes, a.outcomes),
+        ended_at = now();
+$$;
+
+-- Moves dead letters, and notes it. Answers those that were moved: [{"id", "event"}], in order of id; a letter that is
+-- not where the action begins is left as it is.
+--   replay   open or replayed --> replayed    (whoever calls publishes the events)
+--   reopen   replayed --> open                (could not be published; taken off the count of its replay)
+--   discard  open or replayed --> discarded
+--   restore  discarded --> open               (unless the same event is an open letter by now)
+create or replace function public.move_interview_dead_letters(p_action jsonb, p_move text, p_ids bigint[])
+returns jsonb
+language plpgsql
+security invoker
+set search_path = ''
+as $$
+declare
+  v_moved jsonb;
+begin
+  with moved as (
+    update public.interview_dead_letters d
+       set status = case p_move when 'replay' then 'replayed' when 'discard' then 'discarded' else 'open' end,
+           resolved_at = case when p_move = 'discard' then now() end,
+           note = case when p_move = 'discard' then p_action ->> 'note' else d.note end
+     where d.id = any (p_ids)
+       and case p_move
+             when 'replay' then d.status in ('open', 'replayed')
+             when 'reopen' then d.status = 'replayed'
+             when 'discard' then d.status in ('open', 'replayed')
+             when 'restore' then d.status = 'discarded'
+               and not exists (
+                 select from public.interview_dead_letters o
+                  where md5(o.event) = md5(d.event) and o.status in ('open', 'replayed'))
+               and d.id in (  -- of those of one event, the latest
+                 select max(o.id) from public.interview_dead_letters o
+                  where o.id = any (p_ids) and o.status = 'discarded'
+                  group by md5(o.event))
+           end
+    returning d.id, d.event
+  )
+  select coalesce(jsonb_agg(jsonb_build_object('id', m.id, 'event', m.event) order by m.id), '[]')
+    into v_moved
+    from moved m;
+  perform public.note_interview_dead_letter_action(
+    p_action, jsonb_array_length(v_moved) * case p_move when 'reopen' then -1 else 1 end);
+  return v_moved;
+end;
+$$;
+
+-- Applies an event in the stead of a dead letter, closes the letter as replaced, and notes it, all or nothing: raises
+-- PT422 where the event is rejected, PT409 where the letter is not open. Answers what became of the event, as
+-- apply_interview_events does.
+create or replace function public.replace_interview_dead_letter(p_action jsonb, p_id bigint, p_event jsonb)
+returns jsonb
+language plpgsql
+security invoker
+set search_path = ''
+as $$
+declare
+  v_answer jsonb;
+begin
+  v_answer := public.apply_interview_events(jsonb_build_array(p_event)) -> 0;
+  if v_answer ->> 'outcome' = 'rejected' then
+    raise exception using errcode = 'PT422',
+      message = format('rejected: %s: %s', v_answer ->> 'reason', v_answer ->> 'detail');
+  end if;
+
+  update public.interview_dead_letters d
+     set status = 'resolved',
+         resolved_at = now(),
+         replaced_by = (p_event ->> 'id')::uuid,
+         note = p_action ->> 'note'
+   where d.id = p_id
+     and (d.status in ('open', 'replayed') or d.resolved_at = now());  -- resolved by what was just applied
+  if not found then
+    raise exception using errcode = 'PT409', message = 'this dead letter is not open';
+  end if;
+  perform public.note_interview_dead_letter_action(
+    p_action, 1, jsonb_build_object(v_answer ->> 'outcome', 1));
+  return v_answer;
+end;
+$$;
+
+-- Which of these letters are not under way any more: {status: [id]}.
+create or replace function public.settle_interview_dead_letters(p_ids bigint[])
+returns jsonb
+language sql
+stable
+security invoker
+set search_path = ''
+as $$
+  select coalesce(jsonb_object_agg(s.status, s.ids), '{}')
+    from (
+      select d.status, jsonb_agg(d.id) as ids
+        from public.interview_dead_letters d
+       where d.id = any (p_ids)
+         and d.status <> 'replayed'
+       group by d.status) s;
+$$;
+
 revoke all on function
   public.delete_interview_events_of_deleted_sessions(),
   public.record_dead_interview_events(jsonb),
+  public.group_of_interview_dead_letter(text, text, text),
+  public.match_interview_dead_letters(jsonb),
+  public.find_interview_dead_letters(jsonb, integer, bigint),
+  public.choose_interview_dead_letters(jsonb),
+  public.group_interview_dead_letters(jsonb, integer),
+  public.note_interview_dead_letter_action(jsonb, integer, jsonb),
+  public.move_interview_dead_letters(jsonb, text, bigint[]),
+  public.replace_interview_dead_letter(jsonb, bigint, jsonb),
+  public.settle_interview_dead_letters(bigint[]),
   public.lock_interview_sessions(text[]),
   public.fold_interview_events(uuid[]),
   public.resolve_dead_interview_events(uuid[]),
@@ -752,6 +997,15 @@ revoke all on function
 from public, anon, authenticated, service_role;
 grant execute on function
   public.record_dead_interview_events(jsonb),
+  public.group_of_interview_dead_letter(text, text, text),
+  public.match_interview_dead_letters(jsonb),
+  public.find_interview_dead_letters(jsonb, integer, bigint),
+  public.choose_interview_dead_letters(jsonb),
+  public.group_interview_dead_letters(jsonb, integer),
+  public.note_interview_dead_letter_action(jsonb, integer, jsonb),
+  public.move_interview_dead_letters(jsonb, text, bigint[]),
+  public.replace_interview_dead_letter(jsonb, bigint, jsonb),
+  public.settle_interview_dead_letters(bigint[]),
   public.lock_interview_sessions(text[]),
   public.fold_interview_events(uuid[]),
   public.resolve_dead_interview_events(uuid[]),

@@ -51,6 +51,11 @@ interview_dead_letters
     insert                                     no       no       no       yes
     update                                     no       no       no       yes
     delete                                     no       no       no       yes
+interview_dead_letter_actions
+    select                                     no       no       no       yes
+    insert                                     no       no       no       yes
+    update                                     no       no       no       yes
+    delete                                     no       no       no       no
 interview_user_statistics
     select                                     yes      nothing  no       yes
     insert                                     never    never    never    never
@@ -106,6 +111,24 @@ verify_interview_sessions
     execute                                    no       no       no       yes
 rebuild_interview_session
     execute                                    no       no       no       yes
+group_of_interview_dead_letter
+    execute                                    no       no       no       yes
+match_interview_dead_letters
+    execute                                    no       no       no       yes
+find_interview_dead_letters
+    execute                                    no       no       no       yes
+choose_interview_dead_letters
+    execute                                    no       no       no       yes
+group_interview_dead_letters
+    execute                                    no       no       no       yes
+note_interview_dead_letter_action
+    execute                                    no       no       no       yes
+move_interview_dead_letters
+    execute                                    no       no       no       yes
+replace_interview_dead_letter
+    execute                                    no       no       no       yes
+settle_interview_dead_letters
+    execute                                    no       no       no       yes
 set_interview_completed_at
     execute                                    no       no       no       no
 keep_interview_session_id
@@ -120,6 +143,12 @@ READING_FUNCTIONS = {
     "fold_interview_ledger",
     "verify_interview_sessions",
     "lock_interview_sessions",
+    "group_of_interview_dead_letter",
+    "match_interview_dead_letters",
+    "find_interview_dead_letters",
+    "choose_interview_dead_letters",
+    "group_interview_dead_letters",
+    "settle_interview_dead_letters",
 }
 TRIGGER_FUNCTIONS = {
     "set_interview_completed_at",
@@ -159,6 +188,7 @@ EACH_CELL = pytest.mark.parametrize(
 # ------------------------------------------------------------------------------------- the owner's data, and requests
 
 OWNER, OTHER = "0aaaaaaa-0000-4000-8000-000000000000", "0bbbbbbb-0000-4000-8000-000000000000"
+LETTER = 777
 STARTED, ANSWERED, UNKNOWN = (f"0eeeeeee-0000-4000-8000-{n:012}" for n in range(3))
 EARLY, LONG_AGO = "2026-11-23T10:15:00Z", "2020-01-01T00:00:00Z"
 
@@ -177,8 +207,11 @@ insert into public.interview_events (event_id, session_id, type, occurred_at, pa
   (gen_random_uuid(), 'ended', 'interview.cancelled', '{EARLY}', '{{}}', '{LONG_AGO}', '{LONG_AGO}'),
   (gen_random_uuid(), 'early', 'interview.answered', '{EARLY}',
    '{{"questions_answered": 1, "duration_minutes": 1}}', '{LONG_AGO}', null);
-insert into public.interview_dead_letters (event, event_id, session_id, type, reason, detail) values
-  ('an event', '{ANSWERED}', 'owned', 'interview.answered', 'rejected', 'SQLSTATE 23514');
+insert into public.interview_dead_letters (id, event, event_id, session_id, type, reason, detail)
+overriding system value values
+  ({LETTER}, 'an event', '{ANSWERED}', 'owned', 'interview.answered', 'rejected', 'SQLSTATE 23514');
+insert into public.interview_dead_letter_actions (id, actor, action, filter, letters) values
+  ('{STARTED}', 'ada', 'discard', '{{}}', 1);
 """
 
 
@@ -264,6 +297,8 @@ def requests(actor: str) -> dict[Key, Request]:
     claim = names | {"p_user_id": OWNER if actor == "owner" else OTHER, "p_session_id": "owned", "p_total_questions": 9}
     new_event = event("answered", "owned", questions_answered=7)
     letter = {"event": "{", "reason": "invalid_json", "detail": ""}
+    logged = {"id": UNKNOWN, "actor": "ada", "action": "discard", "filter": {"reason": "rejected"}, "letters": 1}
+    action = {"id": ANSWERED, "actor": "ada", "action": "discard", "filter": {}, "note": "a test"}
     return (
         on_table(
             "interview_sessions",
@@ -285,6 +320,7 @@ def requests(actor: str) -> dict[Key, Request]:
             update={"applied_at": None},
         )
         | on_table("interview_dead_letters", ("event_id", ANSWERED), insert=letter, update={"status": "discarded"})
+        | on_table("interview_dead_letter_actions", ("actor", "ada"), logged, update={"letters": 2})
         | on_table("interview_user_statistics", ("user_id", OWNER), {"user_id": OWNER}, {"total_interviews": 0})
         | on_table("interview_completion_rate", ("total_sessions", "2"), {"total_sessions": 1}, {"total_sessions": 0})
         | on_table("interview_score_by_status", ("session_count", "1"), {"session_count": 1}, {"session_count": 0})
@@ -307,6 +343,15 @@ def requests(actor: str) -> dict[Key, Request]:
         | on_function("fold_interview_ledger", p_session_ids=["owned"])
         | on_function("verify_interview_sessions", p_limit=10)
         | on_function("rebuild_interview_session", p_session_id="owned")
+        | on_function("group_of_interview_dead_letter", p_reason="rejected", p_type=None, p_detail="7 left")
+        | on_function("match_interview_dead_letters", p_filter={})
+        | on_function("find_interview_dead_letters", p_filter={})
+        | on_function("choose_interview_dead_letters", p_filter={})
+        | on_function("group_interview_dead_letters", p_filter={})
+        | on_function("note_interview_dead_letter_action", p_action=action, p_letters=1)
+        | on_function("move_interview_dead_letters", p_action=action, p_move="discard", p_ids=[str(LETTER)])
+        | on_function("replace_interview_dead_letter", p_action=action, p_id=LETTER, p_event=new_event)
+        | on_function("settle_interview_dead_letters", p_ids=[str(LETTER)])
         | on_function("set_interview_completed_at")
         | on_function("keep_interview_session_id")
         | on_function("delete_interview_events_of_deleted_sessions")
@@ -416,7 +461,8 @@ class Project:
 
     def empty(self) -> None:
         self.database.connection.execute(
-            "delete from auth.users; delete from public.interview_events; delete from public.interview_dead_letters"
+            "delete from auth.users; delete from public.interview_events; delete from public.interview_dead_letters;"
+            " delete from public.interview_dead_letter_actions"
         )
 
 
@@ -735,3 +781,14 @@ def test_a_user_who_renames_a_session_leaves_no_ledger_behind(scratch: Project) 
     connection.execute("delete from auth.users where id = %s", (PERSONAL["id"],))
 
     assert found_in(scratch, PERSONAL["email"]) <= {"interview_dead_letters"}
+
+
+def test_what_the_audit_says_cannot_be_changed_nor_deleted(scratch: Project) -> None:
+    """Only how far an action has come may be counted on."""
+    columns = {"id", "began_at", "actor", "action", "filter", "note"}
+    changeable = scratch.database.all(
+        "select attname from pg_attribute where attrelid = 'public.interview_dead_letter_actions'::regclass"
+        " and attnum > 0 and has_column_privilege('service_role', attrelid, attnum, 'update')"
+    )
+    assert {row["attname"] for row in changeable} == {"ended_at", "letters", "outcomes"}
+    assert columns.isdisjoint(row["attname"] for row in changeable)

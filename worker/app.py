@@ -17,7 +17,6 @@ from worker.settings import Settings
 from worker.supervisor import Supervisor
 from worker.transport import STREAM_OPTION
 
-QUEUE = "interview"
 MAINTENANCE_SECONDS = 300.0
 
 
@@ -26,7 +25,7 @@ def make_app(settings: Settings) -> Celery:
     url = settings.redis_url.get_secret_value()
     app = Celery("worker", broker=url, include=["worker.tasks"])
     app.conf.update(
-        task_default_queue=QUEUE,
+        task_default_queue=settings.queue,
         task_acks_late=True,  # acknowledge after the commit, so that a crash means redelivery
         task_reject_on_worker_lost=False,  # the stream hands the pack out again, and counts how often
         task_ignore_result=True,

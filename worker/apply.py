@@ -3,9 +3,11 @@
 import time
 from collections import Counter
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 from events import InvalidEvent, parse_event
+from worker import metrics
 from worker.database import Answer, Database, Letter
 from worker.dead_letters import dead_letter
 from worker.dead_share import DeadShare
@@ -22,10 +24,11 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True)
 class ValidEvent:
-    """An event that keeps the contract: as it came, and as the RPC takes it."""
+    """An event that keeps the contract: as it came, and as the RPC takes it; and its time."""
 
     raw: bytes
     body: dict[str, Any]
+    time: datetime
 
 
 class Applier:
@@ -49,7 +52,8 @@ class Applier:
             outcomes = self._dead_letter([_poison(pack.events[0])])
         else:
             valid, letters = _validate(pack)
-            outcomes = self._dead_letter(letters) + self._apply_events(valid)
+            outcomes = self._apply_events(valid) + self._dead_letter(letters)
+        metrics.count_pack(len(pack.events))
         self._dead_share.count(outcomes)
         self._stream.done(pack.entry_ids)
         log.debug("pack.applied", seconds=round(time.monotonic() - began, 4), **outcomes)
@@ -65,12 +69,22 @@ class Applier:
                 return self._dead_letter([dead_letter(events[0].raw, "rejected", refused.detail)])
             half = len(events) // 2
             return self._apply_events(events[:half]) + self._apply_events(events[half:])
+        metrics.count_lag(
+            event.time for event, answer in zip(events, answers, strict=True) if answer["outcome"] == "applied"
+        )
         return _told(answers)
 
     def _dead_letter(self, letters: list[Letter]) -> Counter[str]:
         if not letters:
             return Counter()
-        return _told(self._hold.run(lambda: self._database.record_dead_events(letters)))
+        try:
+            answers = self._hold.run(lambda: self._database.record_dead_events(letters))
+        except RefusedCall:
+            if len(letters) == 1:
+                raise  # the entry stays claimed, and comes again
+            half = len(letters) // 2
+            return self._dead_letter(letters[:half]) + self._dead_letter(letters[half:])
+        return _told(answers)
 
 
 def _validate(pack: Pack) -> tuple[list[ValidEvent], list[Letter]]:
@@ -82,7 +96,7 @@ def _validate(pack: Pack) -> tuple[list[ValidEvent], list[Letter]]:
         except InvalidEvent as invalid:
             letters.append(dead_letter(raw, invalid.reason, invalid.detail))
         else:
-            valid.append(ValidEvent(raw, event.model_dump(mode="json", exclude_none=True)))
+            valid.append(ValidEvent(raw, event.model_dump(mode="json", exclude_none=True), event.time))
     return valid, letters
 
 
@@ -91,7 +105,7 @@ def _poison(raw: bytes) -> Letter:
 
 
 def _told(answers: list[Answer]) -> Counter[str]:
-    """How many events had which outcome (see worker.outcomes); those that are dead are told."""
+    """How many events had which outcome (see worker.outcomes), counted; those that are dead are told."""
     outcomes: Counter[str] = Counter()
     for answer in answers:
         if answer["outcome"] == "rejected":
@@ -99,4 +113,5 @@ def _told(answers: list[Answer]) -> Counter[str]:
             outcomes["again" if answer.get("again") else str(answer["reason"])] += 1
         else:
             outcomes[answer["outcome"]] += 1
+    metrics.count_outcomes(outcomes)
     return outcomes

@@ -2,6 +2,8 @@
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from functools import cached_property
 from http import HTTPStatus
 from typing import Any, Final, Literal, NotRequired, TypedDict
@@ -12,13 +14,17 @@ from postgrest.exceptions import APIError
 from supabase import Client, ClientOptions, create_client
 from yarl import URL
 
+from worker import metrics
 from worker.errors import Misconfigured, RefusedCall, Unavailable
 from worker.settings import Settings
 
 Outcome = Literal["applied", "duplicate", "waiting", "rejected"]
 DEADLOCK_RETRIES: Final = 3
 MAX_BATCHES: Final = 100  # of one round of maintenance; the next round goes on
-LEDGER_SQL: Final = "sql/supabase_worker_interview_events.sql"
+SQL: Final = (
+    "sql/supabase_table_interview_sessions.sql and sql/supabase_worker_interview_events.sql, in this order"
+    " ('interviews sql' prints them)"
+)
 
 
 class Answer(TypedDict):
@@ -40,6 +46,17 @@ class Letter(TypedDict):
     type: str | None
     reason: str
     detail: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """What PostgREST tells our key of itself: the functions that it may call with their parameters, and the time.
+
+    `told_at` is a Unix time in whole seconds, None where the answer has none.
+    """
+
+    functions: Mapping[str, frozenset[str]]
+    told_at: float | None
 
 
 class Database:
@@ -88,11 +105,13 @@ class Database:
 
     def expire_waiting(self, *, hours: float) -> int:
         """Turn events that have waited longer into dead letters, in batches; answer how many."""
-        return self._call_until_zero("expire_waiting_interview_events", f"{hours} hours")
+        count = self._call_until_zero("expire_waiting_interview_events", f"{hours * 3600:.0f} seconds")
+        metrics.count_outcomes({"orphaned": count})
+        return count
 
     def purge(self, *, days: float) -> int:
         """Remove the ledger of sessions that ended and have been quiet for longer, in batches; answer how many."""
-        return self._call_until_zero("purge_interview_events", f"{days} days")
+        return self._call_until_zero("purge_interview_events", f"{days * 86400:.0f} seconds")
 
     def _call_until_zero(self, rpc: str, older_than: str) -> int:
         total = 0
@@ -118,6 +137,15 @@ class Database:
         )
         return int(answer.count or 0)
 
+    def describe(self) -> Description:
+        """What there is to call, looked up in the database now; PostgREST's schema cache may lag behind it."""
+
+        def query(client: Client) -> httpx.Response:
+            api = client.postgrest
+            return api.session.get(f"{str(client.rest_url).rstrip('/')}/", headers=api.headers)
+
+        return _description(self.call(query))
+
     def call(self, query: Callable[[Client], Any]) -> Any:
         """Run a query of supabase-py and answer its response, with errors in our words."""
         with self._lock:
@@ -130,9 +158,10 @@ class Database:
             raise Unavailable("Supabase's answer is not JSON: is SUPABASE_URL right?") from error
 
     def _call_pack(self, rpc: str, parameters: dict[str, Any], count: int) -> list[Answer]:
-        answers = self._call_despite_deadlocks(lambda client: client.rpc(rpc, parameters).execute()).data
-        if not (isinstance(answers, list) and len(answers) == count and all("outcome" in each for each in answers)):
-            raise Unavailable(f"{rpc} did not answer as it should: is SUPABASE_URL right?")
+        with metrics.timed_rpc(rpc):
+            answers = self._call_despite_deadlocks(lambda client: client.rpc(rpc, parameters).execute()).data
+            if not (isinstance(answers, list) and len(answers) == count and all("outcome" in each for each in answers)):
+                raise Unavailable(f"{rpc} did not answer as it should: is SUPABASE_URL right?")
         return answers
 
     def _call_despite_deadlocks(self, query: Callable[[Client], Any]) -> Any:
@@ -149,9 +178,29 @@ class Deadlocked(Unavailable):
     """Postgres chose this transaction as a deadlock's victim."""
 
 
+def _description(response: httpx.Response) -> Description:
+    """Read PostgREST's OpenAPI document."""
+    try:
+        functions = {
+            path.removeprefix("/rpc/"): frozenset(
+                name for part in methods["post"]["parameters"] for name in part.get("schema", {}).get("properties", {})
+            )
+            for path, methods in response.json()["paths"].items()
+            if path.startswith("/rpc/")
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Misconfigured("no Supabase API there", remedy="set SUPABASE_URL to the project's URL") from error
+    date = response.headers.get("Date")
+    return Description(functions, parsedate_to_datetime(date).timestamp() if date else None)
+
+
 def _raise_for_status(response: httpx.Response) -> None:
     """Turn every answer but 2xx into an error of ours; supabase-py's own would lack the HTTP status."""
     if response.is_success:
+        if response.status_code != HTTPStatus.NO_CONTENT and "json" not in response.headers.get("Content-Type", ""):
+            raise Misconfigured(
+                "Supabase's answer is not JSON", remedy="where it stays so: set SUPABASE_URL to the project's URL"
+            )
         return
     response.read()
     try:
@@ -162,18 +211,20 @@ def _raise_for_status(response: httpx.Response) -> None:
     code = str(told.get("code") or "")
     if code.startswith("PT4"):  # raised by our own SQL, in words without data
         raise RefusedCall(str(told.get("message")))
+    if code == "22023" and "role" in str(told.get("message")):  # the key's; the database knows no such role
+        code = "PGRST302"
     raise _error(response.status_code, code, response.headers.get("Retry-After", ""))
 
 
 def _error(status: int, code: str, retry_after: str) -> Exception:
     """The error for an HTTP status with PostgREST's or Postgres' code ('' where there is none)."""
     what = f"HTTP {status}{f', {code}' if code else ''}"
-    if code == "42501":
-        return Misconfigured(f"permission denied ({what})", remedy=f"run {LEDGER_SQL} again: it makes the grants")
-    if code in {"PGRST202", "PGRST205", "42883", "42P01", "42703"}:
+    if code == "42501" and status != HTTPStatus.UNAUTHORIZED:  # which it is where the key is the public's
+        return Misconfigured(f"permission denied ({what})", remedy=f"run again {SQL}: they make the grants")
+    if code in {"PGRST202", "PGRST203", "PGRST205", "42883", "42P01", "42703"}:
         return Misconfigured(
             f"a function or table is missing ({what})",
-            remedy=f"run {LEDGER_SQL} ('interviews sql' prints it); where it was run: notify pgrst, 'reload schema'",
+            remedy=f"run {SQL}; where they were run: notify pgrst, 'reload schema'",
         )
     if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN} or code.startswith("PGRST3"):
         return Misconfigured(
@@ -182,7 +233,7 @@ def _error(status: int, code: str, retry_after: str) -> Exception:
         )
     if code[:2] in {"22", "23", "54"} or code in {"57014", "PGRST102"} or status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
         return RefusedCall(what)
-    if status == HTTPStatus.NOT_FOUND:
+    if status == HTTPStatus.NOT_FOUND or status < HTTPStatus.BAD_REQUEST:  # redirects, from http:// for one
         return Misconfigured(f"no Supabase API there ({what})", remedy="set SUPABASE_URL to the project's URL")
     if code == "40P01":
         return Deadlocked(f"deadlock ({what})")

@@ -25,7 +25,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from worker.database import Database
-from worker.dead_letters import DeadLetters
+from worker.dlq import Action, DeadLetters, Filter
 from worker.embedded import Stack, StackError
 from worker.settings import load_settings
 from worker.stream import EventStream, connect
@@ -87,18 +87,21 @@ class Demo:
         table = Table(box=None, header_style="bold")
         for column in ("id", "reason", "detail", "session"):
             table.add_column(column)
-        for letter in self.letters.find(status="open", limit=50):
+        for letter in self.letters.find(Filter(), limit=50):
             table.add_row(str(letter["id"]), letter["reason"], letter["detail"], letter["session_id"] or "?")
         self.console.print(table)
         waiting = self._one("select count(*) as n from public.interview_events where applied_at is null")["n"]
         self.console.print(f"\n{waiting} events of session_api_1013 wait for its start: nothing is lost\n")
 
     def _repair_and_replay(self) -> None:
-        (letter,) = self.letters.find(status="open", reason="unknown_user", limit=2)
+        wanted = Filter(reason="unknown_user")
+        (letter,) = self.letters.find(wanted, limit=2)
         self.connection.execute("insert into auth.users (id, email) values (%s, %s)", LATE_USER)
         self.console.print("the user signs up      insert into auth.users …")
         self.console.print(f"the letter is replayed interviews dlq replay {letter['id']}")
-        self.letters.replay([letter["id"]], self.stream)
+        action = Action("replay", actor="demo", filter=wanted, note="the user exists now")
+        for _ in self.letters.replay(action, [letter["id"]], self.stream, rate=100):
+            pass
         self._wait(lambda: self.letters.get([letter["id"]])[0]["status"] == "resolved", "the replay to be applied")
         self.console.print("its story is complete\n")
         self.console.print(self._sessions(only=letter["session_id"]))
@@ -123,7 +126,7 @@ class Demo:
             "select count(*) as sessions, count(*) filter (where interview_status = 'completed') as completed"
             " from public.interview_sessions"
         )
-        ledger, dead = self._applied(), len(self.letters.open_ids())
+        ledger, dead = self._applied(), self.letters.count("open")
         self.console.print(
             Panel(
                 f"{counts['sessions']} sessions, {counts['completed']} of them completed\n"

@@ -20,6 +20,7 @@ _QUIET = {
 }
 OURS: Final = {"worker", "events"}
 REPEAT_SECONDS: Final = 60.0
+REMEMBERED: Final = 1000  # lines
 
 
 class OnceAMinute(logging.Filter):
@@ -36,6 +37,8 @@ class OnceAMinute(logging.Filter):
         line = (record.name, record.getMessage(), record.exc_info and record.exc_info[0])
         if record.created < self._next.get(line, 0.0):
             return False
+        if len(self._next) >= REMEMBERED:
+            self._next.clear()
         self._next[line] = record.created + REPEAT_SECONDS
         return True
 

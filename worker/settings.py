@@ -4,7 +4,7 @@ A wrong or missing one is one readable line and exit status 2 (`SettingsError`),
 """
 
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar, overload
+from typing import Annotated, Final, Literal, Self, TypeVar, overload
 
 import httpx
 import redis
@@ -12,6 +12,9 @@ from pydantic import AfterValidator, AliasChoices, Field, SecretStr, ValidationE
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from worker.errors import SettingsError
+
+STREAM: Final = "interview:events"
+QUEUE: Final = "interview"
 
 Duration = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Seconds = Duration
@@ -59,7 +62,12 @@ class StreamSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="INTERVIEW_", frozen=True, extra="ignore", env_ignore_empty=True)
 
     redis_url: Annotated[SecretStr, AfterValidator(_redis_url)] = Field(validation_alias="REDIS_URL")
-    stream: str = Field(default="interview:events", min_length=1)  # key of the Redis stream
+    stream: str = Field(default=STREAM, min_length=1)  # key of the Redis stream
+
+    @property
+    def queue(self) -> str:
+        """Celery's queue. Another stream has another one, or its packs would end up with the workers of the first."""
+        return QUEUE if self.stream == STREAM else f"{QUEUE}:{self.stream}"
 
 
 class Settings(StreamSettings):
@@ -81,6 +89,7 @@ class Settings(StreamSettings):
     hold_seconds: Seconds = 3600.0  # longest time a task keeps its pack in an outage before it gives it back
     grace_seconds: Seconds = 25.0  # from SIGTERM to the end at most; packs cut then come again
     heartbeat_file: Path | None = None  # touched every few seconds while all is well, for a liveness probe
+    metrics_port: int | None = Field(default=None, ge=1, le=65535)  # where Prometheus asks; not set: nothing is counted
 
     dead_share_limit: float = Field(default=0.5, gt=0, le=1)  # of a minute's events; over it all hold (1: never)
     dead_share_from: int = Field(default=100, ge=1)  # dead letters in a minute from which their share counts

@@ -16,12 +16,14 @@ from typing import Any, Final
 import billiard
 import redis
 from celery import bootsteps
-from celery.signals import task_received, worker_shutting_down
+from celery.signals import task_received, worker_process_init, worker_shutting_down
 
-from worker import stopping
+from worker import metrics, stopping
+from worker.dead_letters import REASONS
 from worker.intake import BLOCK_MS, Intake
 from worker.logs import get_logger
 from worker.pack import Pack
+from worker.scrape import Endpoint, serve
 from worker.settings import Settings, load_settings
 from worker.stream import SOCKET_TIMEOUT_SECONDS, EventStream, connect
 from worker.tasks import apply_events
@@ -42,13 +44,17 @@ class Supervisor(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships
     def __init__(self, worker: Any, **options: Any) -> None:
         super().__init__(worker, **options)
         stopping.resume()
+        if load_settings().metrics_port is not None:
+            metrics.set_up(REASONS)  # before the pool forks
+            worker_process_init.connect(self._begin_process, weak=False)
         worker_shutting_down.connect(self._stop_in_time, weak=False)
         task_received.connect(self._pack_received, weak=False)
         self._threads: list[threading.Thread] = []
+        self._endpoint: Endpoint | None = None
         self._asked = False
 
     def start(self, worker: Any) -> None:
-        """Start both threads."""
+        """Start both threads, and serve the metrics."""
         self._settings: Settings = load_settings()
         self._hostname = worker.hostname
         self._consumer = f"{worker.hostname}-{uuid.uuid4().hex[:12]}"  # another one at every start
@@ -61,6 +67,7 @@ class Supervisor(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships
         pulse = threading.Thread(target=self._pulse, name="pulse", daemon=True)
         pulse.start()
         self._threads = [self._intake_thread, pulse]
+        self._endpoint = serve(self._settings, self._queue, self._numbers)
         log.info("intake.started", consumer=self._consumer, stream=self._settings.stream)
 
     def stop(self, worker: Any) -> None:
@@ -70,6 +77,8 @@ class Supervisor(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships
             return
         with suppress(redis.RedisError):  # then it wakes by itself
             EventStream(self._redis, self._settings.stream).wake(self._consumer)
+        if self._endpoint is not None:
+            self._endpoint.close()
         for thread in self._threads:
             thread.join(timeout=BLOCK_MS / 1000 + 1)
 
@@ -144,6 +153,16 @@ class Supervisor(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships
         self._packs += 1
         self._received = time.monotonic()
 
+    def _begin_process(self, **_: Any) -> None:
+        """In a process of the pool that was just forked."""
+        metrics.begin_process()
+        if self._endpoint is not None:
+            self._endpoint.leave()
+
+    def _numbers(self) -> dict[str, float]:
+        """What this process knows, by metric."""
+        return {"interview_worker_stalled": self._stalled, "interview_worker_packs_total": self._packs}
+
     # -------------------------------------------------------------------------------------------------- the end
 
     def _stop_in_time(self, **_: Any) -> None:
@@ -162,4 +181,5 @@ def _end_now(why: str) -> None:
     for child in billiard.active_children():
         with suppress(ProcessLookupError):
             os.kill(child.pid, signal.SIGKILL)
+    metrics.clean_up()
     os._exit(1)

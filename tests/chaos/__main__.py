@@ -6,6 +6,7 @@ python -m tests.chaos [--faults 400] [--kills 200] [--seed 1] [--rate 150]
 import random
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 import traceback
@@ -75,7 +76,7 @@ def table(tallies: dict[str, Tally], reckoned: Reckoning) -> Table:
 @click.option("--seed", type=int, help="Repeat a run: it prints its seed.")
 def main(kills: int, faults: int, rate: float, seed: int | None) -> None:
     """Strike; then reckon: published = applied, each once, and every row equals its story."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     seed = random.randrange(2**32) if seed is None else seed
     console.print(f"seed {seed}")
     rng = random.Random(seed)

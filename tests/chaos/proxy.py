@@ -71,13 +71,16 @@ class Proxy:
             asyncio.create_task(self._pump(client, to_server, reply=False)),
             asyncio.create_task(self._pump(server, to_client, reply=True)),
         ]
-        with suppress(asyncio.CancelledError):
+        try:
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-        for pump in pumps:
-            pump.cancel()
+        except asyncio.CancelledError:
+            pass  # the proxy stops
+        finally:
+            _reset(to_client)
+            _reset(to_server)
+            for pump in pumps:
+                pump.cancel()
         await asyncio.gather(*pumps, return_exceptions=True)
-        _reset(to_client)
-        _reset(to_server)
 
     async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, reply: bool) -> None:
         with suppress(OSError):

@@ -7,9 +7,11 @@ import redis
 
 from events import PublishError
 from worker.cli.dlq import dlq
+from worker.cli.doctor import doctor
 from worker.cli.publish import publish
 from worker.cli.resume import resume
 from worker.cli.sessions import session, verify
+from worker.cli.simulate import simulate
 from worker.cli.sql import sql
 from worker.cli.status import status
 from worker.cli.up import up
@@ -25,7 +27,7 @@ def interviews() -> None:
     """
 
 
-for command in (up, publish, status, resume, dlq, session, verify, sql):
+for command in (up, publish, simulate, status, doctor, resume, dlq, session, verify, sql):
     interviews.add_command(command)
 
 

@@ -9,7 +9,7 @@ import redis
 
 from worker.cli.screen import print_json, print_table
 from worker.database import Database
-from worker.dead_letters import DeadLetters
+from worker.dlq import DeadLetters
 from worker.errors import Misconfigured, Unavailable
 from worker.hold import hold_key, read_hold
 from worker.outcomes import Outcomes
@@ -48,7 +48,7 @@ def _of_redis(settings: Settings) -> Report:
         "stream_length": stream.length,
         "stream_claimed": stream.pending,
         "oldest_seconds": round(stream.oldest_seconds, 1),
-        "packs_queued": client.llen("interview"),
+        "packs_queued": client.llen(settings.queue),
         "outcomes_last_minute": dict(Outcomes(client, settings.stream).last_minute()),
         "hold": hold and {"reason": hold.reason, "seconds": round(time.time() - hold.since), "remedy": hold.remedy},
         "workers": _workers(client, settings.stream, stream),

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -112,8 +113,11 @@ def primary_group(user: str) -> int:
 
 
 def free_port(wanted: int | None = None) -> int:
-    """A free TCP port of 127.0.0.1: the wanted one where it is free, else any."""
-    for port in (wanted or 0, 0):
+    """A free TCP port of 127.0.0.1: the wanted one where it is free, else any.
+
+    Below those that the system gives to outgoing connections: one of them could take it before its server does.
+    """
+    for port in (*([wanted] if wanted else []), *random.sample(range(20_000, 32_000), 100), 0):
         with socket.socket() as probe, suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))
