@@ -420,7 +420,7 @@ def test_redis_must_be_6_2_or_newer(told: str, state: str) -> None:
 
 @pytest.mark.parametrize("check", ["stream", "Celery queue"])
 def test_a_key_that_holds_something_else_is_moved_out_of_the_way(patient: Patient, check: str) -> None:
-    key = {"stream": patient.stream, "Celery queue": "interview"}[check]
+    key = {"stream": patient.stream, "Celery queue": f"interview:{patient.stream}"}[check]
     patient.client.set(key, "somebody else's")
 
     patient.follow(patient.failed(check))

@@ -1,6 +1,7 @@
 """What Prometheus reads is what happened, and metrics never hurt the work."""
 
 import json
+import os
 import random
 import re
 import shutil
@@ -352,6 +353,50 @@ with patch.object(shutil, "disk_usage", return_value=namedtuple("Usage", "free")
 metrics.begin_process()
 metrics.count_outcomes({"applied": 1, "poison": 1})
 print(metrics.folder())
+"""
+
+
+def test_a_process_forked_while_supabase_is_asked_waits_for_nothing(stack: Stack) -> None:
+    """It once did: for a lock of the client's, held by a thread of the process that it was forked from."""
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED],
+        cwd=ROOT,
+        env={**os.environ, **stack.environment, "INTERVIEW_METRICS_PORT": str(free_port())},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "exit status 0, loaded late: []"), done.stderr
+
+
+FORKED = """
+import os, signal, sys, time, urllib.request
+from worker import database, metrics, scrape
+from worker.settings import load_settings
+
+create_client = database.create_client
+
+def slowly(*arguments):
+    time.sleep(1)
+    return create_client(*arguments)
+
+database.create_client = slowly
+settings = load_settings()
+metrics.set_up(["poison"])
+endpoint = scrape.serve(settings, "interview", dict)
+url = f"http://127.0.0.1:{settings.metrics_port}"
+loaded = set(sys.modules)
+urllib.request.urlopen(url).read()  # a thread begins to ask
+
+if not (child := os.fork()):
+    signal.alarm(10)  # ends it, should it wait
+    database.Database(settings).count_waiting()
+    os._exit(0)
+status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+while b"interview_ledger_waiting_events " not in urllib.request.urlopen(url).read():
+    time.sleep(0.05)
+print(f"exit status {status}, loaded late: {sorted(set(sys.modules) - loaded)}")
 """
 
 

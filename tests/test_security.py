@@ -792,3 +792,52 @@ def test_what_the_audit_says_cannot_be_changed_nor_deleted(scratch: Project) -> 
     )
     assert {row["attname"] for row in changeable} == {"ended_at", "letters", "outcomes"}
     assert columns.isdisjoint(row["attname"] for row in changeable)
+
+
+ACTIONS_OF_OPERATORS: LiteralString = """
+select public.move_interview_dead_letters(
+         jsonb_build_object('id', gen_random_uuid(), 'actor', 'ada', 'action', move, 'note', 'a test',
+                            'filter', jsonb_build_object('user_id', d.event::jsonb -> 'data' ->> 'user_id')),
+         move, array[d.id])
+  from public.interview_dead_letters d, unnest(array['discard', 'restore', 'replay']) move
+ where d.session_id = 'owned' and d.reason = 'session_conflict'
+"""
+EDIT: LiteralString = """
+select public.replace_interview_dead_letter(
+         jsonb_build_object('id', gen_random_uuid(), 'actor', 'ada', 'action', 'edit', 'note', 'a test',
+                            'filter', jsonb_build_object('ids', jsonb_build_array(d.id))),
+         d.id, d.event::jsonb || '{"subject": "another session"}')
+  from public.interview_dead_letters d
+ where d.session_id = 'owned' and d.reason = 'session_conflict'
+"""
+
+
+def test_the_audit_of_dead_letters_holds_ids_and_no_other_personal_data(scratch: Project) -> None:
+    story_of_a_candidate(scratch.database, "candidates")
+    for actions in (ACTIONS_OF_OPERATORS, EDIT):
+        scratch.database.connection.execute(actions)
+    letters = scratch.database.all("select letters from public.interview_dead_letter_actions where note = 'a test'")
+    assert [row["letters"] for row in letters] == [1] * 4
+
+    scratch.database.connection.execute("delete from auth.users where id = %s", (PERSONAL["id"],))
+
+    found = {name for name, needle in PERSONAL.items() if "interview_dead_letter_actions" in found_in(scratch, needle)}
+    assert found == {"id"}
+
+
+def test_who_acted_on_dead_letters_and_why_stands_as_it_was_first_told(scratch: Project) -> None:
+    first = {"id": UNKNOWN, "actor": "ada", "action": "replay", "filter": {"status": "open"}, "note": "mended"}
+    other = {"id": UNKNOWN, "actor": "bob", "action": "discard", "filter": {}, "note": "not I"}
+    note = "select public.note_interview_dead_letter_action(%s, %s, %s)"
+
+    for action, letters, outcomes in [
+        (first, 3, None),
+        (other, 2, None),
+        (other, -9, {"applied": 1}),
+        (other, 4, None),
+    ]:
+        scratch.database.all(note, json.dumps(action), letters, outcomes and json.dumps(outcomes))
+
+    row = scratch.database.one("select * from public.interview_dead_letter_actions where id = %s", UNKNOWN)
+    assert {name: str(row[name]) if name == "id" else row[name] for name in first} == first
+    assert (row["letters"], row["outcomes"]) == (4, {"applied": 1})  # never below none

@@ -2,6 +2,10 @@
 
 Redis is asked at each scrape and given little time, Supabase at most once a minute by a thread of its own. Where one
 of them is away its gauges are absent: no scrape fails of it, and none waits for Supabase.
+
+This runs in threads of a process that forks. A process forked while a thread holds a lock that both use (a module's,
+while it is imported, or a cached_property's, one for all instances before Python 3.12) would wait for it for ever. So
+all that is imported or made once is made at the start, in the thread that forks.
 """
 
 import math
@@ -43,6 +47,7 @@ class Endpoint:
     def __init__(self, settings: Settings, queue: str, worker: Callable[[], Numbers]) -> None:
         """`queue` is Celery's; `worker()` answers what the main process knows. Raises OSError where it cannot serve."""
         from prometheus_client import CollectorRegistry, start_http_server
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
         from prometheus_client.multiprocess import MultiProcessCollector
 
         assert settings.metrics_port is not None
@@ -51,7 +56,12 @@ class Endpoint:
             MultiProcessCollector(registry, folder)  # type: ignore[no-untyped-call]
         of_redis = OfRedis(settings, queue)
         of_supabase = OfSupabase(settings)
-        registry.register(Gauges(worker, of_redis.numbers, of_supabase.numbers))
+
+        def metric(name: str, number: float) -> "Metric":
+            kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+            return kind(name, HELP[name], value=number)
+
+        registry.register(Gauges(metric, worker, of_redis.numbers, of_supabase.numbers))
         self._owner = os.getpid()
         self._server, _ = start_http_server(settings.metrics_port, registry=registry)
 
@@ -80,19 +90,17 @@ def serve(settings: Settings, queue: str, worker: Callable[[], Numbers]) -> Endp
 
 
 class Gauges:
-    """Makes metrics of what each of `sources` answers; a counter of what is named "…_total"."""
+    """Makes metrics of what each of `sources` answers."""
 
-    def __init__(self, *sources: Callable[[], Numbers]) -> None:
+    def __init__(self, metric: Callable[[str, float], "Metric"], *sources: Callable[[], Numbers]) -> None:
+        self._metric = metric
         self._sources = sources
 
     def collect(self) -> Iterator["Metric"]:
         """What prometheus_client asks for at each scrape."""
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-
         for source in self._sources:
             for name, number in source().items():
-                kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
-                yield kind(name, HELP[name], value=number)
+                yield self._metric(name, number)
 
 
 class OfRedis:
@@ -131,6 +139,7 @@ class OfSupabase:
 
     def __init__(self, settings: Settings) -> None:
         self._database = Database(settings)
+        _ = self._database.client  # made here: see above
         self._lock = threading.Lock()
         self._next_at = 0.0  # infinite while a question is under way
         self._known: Numbers = {}
