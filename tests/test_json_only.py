@@ -67,9 +67,9 @@ def body(marker: Path) -> bytes:
 
 
 def test_a_pickle_on_the_queue_is_not_unpickled_and_the_worker_lives_on(
-    workers: Workers, database: Database, user: uuid.UUID, body: bytes, marker: Path
+    workers: Workers, database: Database, user: uuid.UUID, body: bytes, marker: Path, rng: random.Random
 ) -> None:
-    events = crowd(user, random.Random(1), events=10)
+    events = crowd(user, rng, events=10)
     with workers.running() as worker:
         workers.client.lpush(
             QUEUE,
@@ -89,9 +89,15 @@ def test_a_pickle_on_the_queue_is_not_unpickled_and_the_worker_lives_on(
 
 
 def test_a_pickle_for_the_remote_control_is_not_unpickled_and_the_worker_lives_on(
-    workers: Workers, database: Database, user: uuid.UUID, body: bytes, marker: Path, tmp_path: Path
+    workers: Workers,
+    database: Database,
+    user: uuid.UUID,
+    rng: random.Random,
+    body: bytes,
+    marker: Path,
+    tmp_path: Path,
 ) -> None:
-    events = crowd(user, random.Random(2), events=10)
+    events = crowd(user, rng, events=10)
     with workers.running() as worker:
         wait_until(lambda: heard_by(workers, message(body, content_type=PICKLE)) > 0, "the worker hears its channel")
         log = tmp_path / "worker-0.log"

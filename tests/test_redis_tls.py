@@ -204,8 +204,8 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 @pytest.fixture
-def events(user: uuid.UUID) -> list[dict[str, Any]]:
-    return crowd(user, random.Random(1), events=10)
+def events(user: uuid.UUID, rng: random.Random) -> list[dict[str, Any]]:
+    return crowd(user, rng, events=10)
 
 
 def parsed(events: list[dict[str, Any]]) -> list[Event]:
@@ -327,9 +327,9 @@ def test_no_client_falls_back_to_plain_text(
 
 
 def test_a_worker_applies_events_over_tls(
-    tls: Tls, workers: Workers, database: Database, user: uuid.UUID, tmp_path: Path
+    tls: Tls, workers: Workers, database: Database, user: uuid.UUID, rng: random.Random, tmp_path: Path
 ) -> None:
-    events = crowd(user, random.Random(2), events=100)
+    events = crowd(user, rng, events=100)
     with tls.proxy() as proxy:
         url = tls.url(proxy.port, trusting=tls.trusted)
         with workers.running(REDIS_URL=url) as worker:

@@ -393,11 +393,17 @@ def run(*command: str, door: Door, status: int = 0) -> str:
 
 
 def test_a_worker_a_beat_the_engine_and_an_operator_do_all_their_work_and_nothing_is_refused(
-    workers: Workers, door: Door, admin: Any, database: Database, user: uuid.UUID, tmp_path: Path
+    workers: Workers,
+    door: Door,
+    admin: Any,
+    database: Database,
+    user: uuid.UUID,
+    rng: random.Random,
+    tmp_path: Path,
 ) -> None:
-    events = crowd(user, random.Random(1), events=100)
+    events = crowd(user, rng, events=100)
     late, newcomer = f"late-{uuid.uuid4()}", uuid.uuid4()
-    story = crowd(newcomer, random.Random(2), events=10)
+    story = crowd(newcomer, rng, events=10)
     (tmp_path / "quick_beat.py").write_text(
         "from worker.celery import app\n"
         "for each in app.conf.beat_schedule.values():\n    each['schedule'] = 0.2\n"
@@ -430,9 +436,9 @@ def test_a_worker_a_beat_the_engine_and_an_operator_do_all_their_work_and_nothin
 
 
 def test_a_worker_takes_over_from_one_that_died_and_holds_and_nothing_is_refused(
-    workers: Workers, door: Door, admin: Any, database: Database, user: uuid.UUID
+    workers: Workers, door: Door, admin: Any, database: Database, user: uuid.UUID, rng: random.Random
 ) -> None:
-    events = crowd(user, random.Random(3), events=100)
+    events = crowd(user, rng, events=100)
     with ExitStack() as running:
         patient = {
             "INTERVIEW_POOL": "threads",

@@ -85,10 +85,9 @@ def test_a_leak_is_found_in_any_spelling_and_told_without_being_repeated(
 
 
 def test_a_worker_that_tells_all_it_can_tells_nothing_personal_and_no_secret(
-    workers: Workers, stack: Stack, database: Database, user: uuid.UUID, leaks: Leaks
+    workers: Workers, stack: Stack, database: Database, user: uuid.UUID, rng: random.Random, leaks: Leaks
 ) -> None:
     """Good events, bad ones, refused ones, one that kills; a wrong key, an outage, a Redis that lets nobody in."""
-    rng = random.Random(7)
     events = crowd(user, rng, events=150)
     nobody = event("started", "nobody", user_id=str(uuid.uuid4()), email=EMAIL, resume_filename=RESUME)
     guilty = event("cancelled", "guilty", reason=REASON)
@@ -225,13 +224,13 @@ def test_what_tells_of_the_settings_shows_no_secret(workers: Workers, learnt: Le
 
 
 def test_a_worker_shows_no_secret_and_nobodys_data_at_its_start_nor_when_it_is_asked(
-    workers: Workers, stack: Stack, user: uuid.UUID, learnt: Leaks, tmp_path: Path
+    workers: Workers, stack: Stack, user: uuid.UUID, rng: random.Random, learnt: Leaks, tmp_path: Path
 ) -> None:
     terminal = tmp_path / "worker-of-an-operator.log"
     stack.postgrest.stop()
     try:
         with node(workers, terminal):
-            workers.stream.add(encoded(crowd(user, random.Random(7), events=1_000)))
+            workers.stream.add(encoded(crowd(user, rng, events=1_000)))
             wait_until(lambda: workers.hold() is not None, "a task holds its pack")
             told = {each: inspect(workers, *each.split()) for each in ("conf true", "stats", "active", "reserved")}
     finally:

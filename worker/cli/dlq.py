@@ -17,13 +17,13 @@ import click
 import redis
 
 from worker.cli.screen import print_json, print_table, printable, progress_bar, screen
-from worker.database import Database
+from worker.cli.servers import open_database, open_redis
 from worker.dead_letters import REASONS, original_bytes
 from worker.dlq import LADDER, Action, Chosen, DeadLetters, Filter, Letter, Replay, Status
 from worker.errors import WorkerError
 from worker.sessions import Sessions
 from worker.settings import Settings, load_settings
-from worker.stream import EventStream, connect
+from worker.stream import EventStream
 
 SAMPLE = 3  # letters shown before a question
 SHOWN = 20  # letters named at the end, of each kind
@@ -183,7 +183,7 @@ def show(id: int, as_json: bool) -> None:  # noqa: A002 - the argument's name on
     settings = load_settings()
     letter = _existing(_dead_letters(settings), id)
     session = letter["session_id"]
-    timeline = Sessions(Database(settings)).timeline(session) if session else []
+    timeline = Sessions(open_database(settings)).timeline(session) if session else []
     if as_json:
         print_json(letter | {"timeline": timeline})
         return
@@ -227,7 +227,7 @@ def replay(
         return
     action = Action("replay", actor, wanted, note)
     steps = letters.replay(
-        action, found.ids, EventStream(connect(settings), settings.stream),
+        action, found.ids, EventStream(open_redis(settings), settings.stream),
         rate=rate, ladder=() if no_ladder else LADDER, fail_limit=fail_limit, wait_seconds=wait,
     )  # fmt: skip
     last, interrupted = _watched(steps)
@@ -330,7 +330,7 @@ def audit(limit: int, as_json: bool) -> None:
 
 
 def _dead_letters(settings: Settings) -> DeadLetters:
-    return DeadLetters(Database(settings))
+    return DeadLetters(open_database(settings))
 
 
 def _filter(options: dict[str, str | None]) -> Filter:

@@ -10,8 +10,9 @@ import click
 
 from events import Event, InvalidEvent, Publisher, parse_event
 from worker.cli.screen import progress_bar
+from worker.cli.servers import open_redis
 from worker.settings import StreamSettings, load_settings
-from worker.stream import EventStream, connect
+from worker.stream import EventStream
 
 CHUNK = 500  # events published in one round trip
 
@@ -32,7 +33,7 @@ def publish(file: IO[bytes], unchecked: bool) -> None:
     with progress_bar() as progress:
         task = progress.add_task("publishing", total=None)
         if unchecked:
-            stream = EventStream(connect(settings), settings.stream)
+            stream = EventStream(open_redis(settings), settings.stream)
             for chunk in _chunks(file):
                 stream.add([line for _, line in chunk])
                 published += len(chunk)

@@ -2,9 +2,9 @@
 
 import click
 
+from worker.cli.servers import open_redis
 from worker.dead_share import DeadShare
 from worker.settings import StreamSettings, load_settings
-from worker.stream import connect
 
 
 @click.command(epilog="Example: interviews resume --accept 60")
@@ -21,7 +21,7 @@ def resume(minutes: int | None) -> None:
     Should they fail again, the workers hold again. A hold for any other reason ends by itself.
     """
     settings = load_settings(StreamSettings)
-    share = DeadShare(connect(settings), settings.stream)
+    share = DeadShare(open_redis(settings), settings.stream)
     was_closed = share.resume(accept_seconds=60 * (minutes or 0))
     click.echo("the workers go on" if was_closed else "nothing to resume: they do not hold for dead letters")
     if minutes:

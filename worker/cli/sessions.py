@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from worker.cli.screen import print_json, print_table, progress_bar
-from worker.database import Database
+from worker.cli.servers import open_database
 from worker.errors import RefusedCall, WorkerError
 from worker.sessions import Finding, Sessions
 from worker.settings import load_settings
@@ -31,7 +31,7 @@ def verify(strict: bool, as_json: bool) -> None:
 
     Exit status 3 when a row lacks what its ledger says.
     """
-    sessions = Sessions(Database(load_settings()))
+    sessions = Sessions(open_database(load_settings()))
     findings: list[Finding] = []
     checked = 0
     with progress_bar() as progress:
@@ -58,7 +58,7 @@ def session() -> None:
 @click.option("--json", "as_json", is_flag=True, help="For a program.")
 def show(session_id: str, as_json: bool) -> None:
     """Show a session's row and its events, in the order in which they happened."""
-    sessions = Sessions(Database(load_settings()))
+    sessions = Sessions(open_database(load_settings()))
     row, events = sessions.get(session_id), sessions.timeline(session_id)
     if row is None and not events:
         raise WorkerError(f"no session {session_id}, and no event of it")
@@ -87,7 +87,7 @@ def show(session_id: str, as_json: bool) -> None:
 @click.option("--force", is_flag=True, help="Even where the row says more than its ledger, and would lose that.")
 def rebuild(session_id: str, force: bool) -> None:
     """Restore a session's row to what its ledger says, no more and no less."""
-    sessions = Sessions(Database(load_settings()))
+    sessions = Sessions(open_database(load_settings()))
     before = sessions.get(session_id) or {}
     if not any(event["type"] == "interview.started" for event in sessions.timeline(session_id)):
         raise WorkerError(f"the ledger does not hold the start of {session_id}: nothing changed")

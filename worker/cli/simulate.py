@@ -18,10 +18,11 @@ from typing import Final
 import click
 
 from worker.cli.screen import progress_bar
+from worker.cli.servers import open_redis
 from worker.errors import SettingsError, WorkerError
 from worker.settings import StreamSettings, load_settings
 from worker.simulate import Simulated, email_of, simulated
-from worker.stream import EventStream, connect
+from worker.stream import EventStream
 
 BATCH: Final = 500  # events at most in one round trip
 BEAT_SECONDS: Final = 0.1  # from one round trip to the next, or longer at less than one event in it
@@ -111,7 +112,7 @@ def simulate(
     settings = load_settings(StreamSettings)
     seed = random.SystemRandom().getrandbits(32) if seed is None else seed
     rng = random.Random(seed)  # noqa: S311 - to be drawn again, not a secret
-    stream = EventStream(connect(settings), settings.stream)
+    stream = EventStream(open_redis(settings), settings.stream)
     events = simulated(sessions, users or _made_users(rng), rng, until=until, shuffle=shuffle, repeat=repeat, bad=bad)
     published: Counter[str] = Counter()
     try:

@@ -8,13 +8,13 @@ import click
 import redis
 
 from worker.cli.screen import print_json, print_table
-from worker.database import Database
+from worker.cli.servers import open_database, open_redis
 from worker.dlq import DeadLetters
 from worker.errors import Misconfigured, Unavailable
 from worker.hold import hold_key, read_hold
 from worker.outcomes import Outcomes
 from worker.settings import Settings, load_settings
-from worker.stream import EventStream, StreamState, connect
+from worker.stream import EventStream, StreamState
 from worker.worker_state import WorkerStates
 
 NEEDS_A_PERSON = 3
@@ -41,7 +41,7 @@ def status(as_json: bool) -> None:
 
 
 def _of_redis(settings: Settings) -> Report:
-    client = connect(settings)
+    client = open_redis(settings)
     stream = EventStream(client, settings.stream).state()
     hold = read_hold(client, hold_key(settings.stream))
     return {
@@ -81,7 +81,7 @@ def _of_supabase(settings: Settings) -> Report:
     report: Report = dict.fromkeys(("waiting", "dead_letters_open", "dead_letters_replayed"))
     report |= {"supabase": "ok", "supabase_remedy": None}
     try:
-        database = Database(settings)
+        database = open_database(settings)
         report["waiting"] = database.count_waiting()
         letters = DeadLetters(database)
         report["dead_letters_open"] = letters.count("open")

@@ -115,9 +115,10 @@ def primary_group(user: str) -> int:
 def free_port(wanted: int | None = None) -> int:
     """A free TCP port of 127.0.0.1: the wanted one where it is free, else any.
 
-    Below those that the system gives to outgoing connections: one of them could take it before its server does.
+    Below those that the system gives to outgoing connections: one of them could take it before its server does. Drawn
+    from the system's randomness: a seeded program beside us, as a test run, would draw the same.
     """
-    for port in (*([wanted] if wanted else []), *random.sample(range(20_000, 32_000), 100), 0):
+    for port in (*([wanted] if wanted else []), *random.SystemRandom().sample(range(20_000, 32_000), 100), 0):
         with socket.socket() as probe, suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))
