@@ -16,14 +16,18 @@ from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
 import pytest
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from events import Event as ValidEvent
 from events import Publisher, PublishError, parse_event
 from tests.chaos.proxy import CHUNK, Proxy
 from tests.database import Database, event
 from tests.stories import Event, assert_rows_equal_their_stories, crowd, encoded, interview
-from tests.worker_process import Workers, wait_until
+from tests.worker_process import STREAM, Workers, wait_until
 from worker.embedded import Stack
+from worker.stream import EventStream
 
 T = TypeVar("T")
 
@@ -280,3 +284,16 @@ def test_a_worker_that_loses_answers_of_redis_applies_each_event_once(
     assert executed(workers, "XDEL") >= len(workers.logged("pack.applied")) + 200  # what was not told had been done
     assert_rows_equal_their_stories(database, good)
     assert open_letters(database) == sorted((each["id"], reason) for each, reason in bad)
+
+
+def test_a_try_whose_answer_is_lost_counts_once_though_it_is_sent_again(workers: Workers) -> None:
+    with losing_answers(workers.environment["REDIS_URL"], "SADD") as (proxy, url):
+        client = redis.Redis.from_url(url, retry=Retry(NoBackoff(), 50))
+        stream = EventStream(client, STREAM)
+        counted = [stream.count_attempt("1-1") for _ in range(20)]
+        client.close()
+
+    assert proxy.lost["SADD"] >= 3
+    assert counted == list(range(1, 21))
+    workers.stream.done(["1-1"], attempted=True)
+    assert workers.stream.count_attempt("1-1") == 1

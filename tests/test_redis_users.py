@@ -381,15 +381,20 @@ def celery(log: Path, app: str, *arguments: str, **settings: str) -> Iterator[su
 
 def run(*command: str, door: Door, status: int = 0) -> str:
     """A command of the operator's; answers what it prints."""
-    done = subprocess.run(
+    done = ran(*command, url=door.url("operator"))
+    assert done.returncode == status, done.stderr
+    return done.stdout
+
+
+def ran(*command: str, url: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [BIN / command[0], *command[1:]],
-        env={**os.environ, "REDIS_URL": door.url("operator")},
+        env={**os.environ, "REDIS_URL": url},
         capture_output=True,
+        text=True,
         check=False,
         timeout=PATIENCE_SECONDS,
     )
-    assert done.returncode == status, done.stderr.decode()
-    return done.stdout.decode()
 
 
 def test_a_worker_a_beat_the_engine_and_an_operator_do_all_their_work_and_nothing_is_refused(
@@ -544,3 +549,11 @@ def test_a_worker_hears_only_celerys_channels_of_its_database(door: Door, channe
     assert not door.may("worker", "PSUBSCRIBE", channel)
     assert not door.may("worker", "PUBLISH", channel, "x")
     assert door.may("worker", "PSUBSCRIBE", "/0.celery.pidbox")
+
+
+def test_a_command_of_a_user_who_may_not_says_so_and_not_that_redis_is_away(workers: Workers, door: Door) -> None:
+    done = ran("interviews", "status", url=door.url("engine"))
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("interviews: Redis refuses this user")
+    assert "users.acl" in line

@@ -201,6 +201,7 @@ def run(command: list[str], settings: dict[str, str]) -> subprocess.CompletedPro
         (WORKER, {"INTERVIEW_RECLAIM_SECONDS": "1"}, "INTERVIEW_RECLAIM_SECONDS"),
         pytest.param(STATUS, {"REDIS_URL": "redis://127.0.0.1:port/0"}, "REDIS_URL"),
         pytest.param(WORKER, {"REDIS_URL": "redis://127.0.0.1:port/0"}, "REDIS_URL"),
+        pytest.param(STATUS, {"REDIS_URL": "redis://127.0.0.1:1/0?foo=bar"}, "REDIS_URL"),
         pytest.param(STATUS, {"REDIS_URL": f"redis://:{SECRET}/x@127.0.0.1"}, "REDIS_URL"),
     ],
 )

@@ -84,7 +84,7 @@ def test_done_takes_entries_and_their_claims_away(workers: Workers, stream: Even
     ids = stream.add([b"1", b"2"])
     stream.claim_new("a", 2, block_ms=1)
     stream.count_attempt(ids[0])
-    stream.done(ids)
+    stream.done(ids, attempted=True)
     state = stream.state()
     assert (state.length, state.pending) == (0, 0)
     assert stream.count_attempt(ids[0]) == 1  # the old count went with the entry

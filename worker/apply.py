@@ -55,7 +55,7 @@ class Applier:
             outcomes = self._apply_events(valid) + self._dead_letter(letters)
         metrics.count_pack(len(pack.events))
         self._dead_share.count(outcomes)
-        self._stream.done(pack.entry_ids)
+        self._stream.done(pack.entry_ids, attempted=pack.alone)
         log.debug("pack.applied", seconds=round(time.monotonic() - began, 4), **outcomes)
         return outcomes
 

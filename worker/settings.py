@@ -23,14 +23,15 @@ Seconds = Duration
 def _redis_url(value: SecretStr) -> SecretStr:
     if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
         raise ValueError("must begin with redis://, rediss:// or unix://")
+    problem = None  # raised outside of except: the cause may quote the password
     try:
-        redis.connection.parse_url(value.get_secret_value())  # type: ignore[no-untyped-call]
+        redis.ConnectionPool.from_url(value.get_secret_value()).make_connection()  # which does not connect
     except ValueError:
-        parsed = False  # its message may quote the password
-    else:
-        parsed = True
-    if not parsed:
-        raise ValueError("is no URL: write /, : and @ in its password as %2F, %3A and %40")
+        problem = "is no URL: write /, : and @ in its password as %2F, %3A and %40"
+    except TypeError:
+        problem = "has an option behind its ? that redis-py does not know"
+    if problem:
+        raise ValueError(problem)
     return value
 
 

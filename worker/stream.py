@@ -4,6 +4,7 @@ Entries are claimed by consumers of one group, and leave the stream only when th
 Redis 6.2 to 8. Every call may raise redis.RedisError; the callers wait and try again.
 """
 
+import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -19,6 +20,7 @@ from worker.settings import StreamSettings
 GROUP: Final = "workers"
 SOCKET_TIMEOUT_SECONDS: Final = 15.0  # longer than any blocking read
 PAGE: Final = 1000  # entries in one command
+FORGET_ATTEMPTS_SECONDS: Final = 7 * 86_400  # of an entry that somebody deleted by hand meanwhile
 
 # Deletes consumers that are idle and hold nothing. In a script, so that none can claim something in between.
 _FORGET_CONSUMERS: Final = """
@@ -78,7 +80,6 @@ class EventStream:
     def __init__(self, client: redis.Redis, key: str) -> None:
         self.key = key
         self._redis: Any = client  # redis-py types each answer as "maybe awaitable"
-        self._attempts = f"{key}:attempts"
 
     def add(self, events: Iterable[bytes]) -> list[str]:
         """Append events as they are, in one round trip; answer their entry ids."""
@@ -130,12 +131,13 @@ class EventStream:
         deliveries = {each["message_id"]: each["times_delivered"] for each in pending}
         return [Entry(entry_id.decode(), raw_event(fields), deliveries.get(entry_id, 1)) for entry_id, fields in found]
 
-    def done(self, entry_ids: Sequence[str]) -> None:
-        """Take entries out: their events stand in Postgres."""
+    def done(self, entry_ids: Sequence[str], *, attempted: bool = False) -> None:
+        """Take entries out: their events stand in Postgres; `attempted`: tries of them were counted."""
         with self._redis.pipeline(transaction=True) as pipeline:
             pipeline.xack(self.key, GROUP, *entry_ids)
             pipeline.xdel(self.key, *entry_ids)
-            pipeline.hdel(self._attempts, *entry_ids)
+            if attempted:
+                pipeline.delete(*map(self._attempts, entry_ids))
             pipeline.execute()
 
     def give_back(self, consumer: str, entry_ids: Sequence[str], *, idle_ms: int) -> None:
@@ -148,8 +150,19 @@ class EventStream:
             self._redis.xclaim(self.key, GROUP, consumer, 0, page, idle=0, justid=True)
 
     def count_attempt(self, entry_id: str) -> int:
-        """Note that an entry is about to be tried alone; answer how often it has been, this time included."""
-        return int(self._redis.hincrby(self._attempts, entry_id, 1))
+        """Note that an entry is about to be tried alone; answer how often it has been, this time included.
+
+        Each try is a name in a set, so that it is one try even where the answer is lost and the command sent again.
+        """
+        attempts = self._attempts(entry_id)
+        with self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.sadd(attempts, uuid.uuid4().hex)
+            pipeline.scard(attempts)
+            pipeline.expire(attempts, FORGET_ATTEMPTS_SECONDS)
+            return int(pipeline.execute()[1])
+
+    def _attempts(self, entry_id: str) -> str:
+        return f"{self.key}:attempts:{entry_id}"
 
     def forget_consumers(self, *, idle_ms: int) -> int:
         """Delete consumers that are idle and hold nothing (those of workers that ended); answer how many."""

@@ -41,6 +41,8 @@ def main() -> None:
         _fail(f"{error}: {error.remedy}")
     except (WorkerError, PublishError) as error:
         _fail(str(error))
+    except redis.exceptions.NoPermissionError as error:
+        _fail(f"Redis refuses this user ({error}): REDIS_URL must name one that may, see deploy/redis/users.acl")
     except redis.RedisError as error:
         _fail(f"Redis does not answer ({type(error).__name__}): is REDIS_URL right, and Redis up?")
 
