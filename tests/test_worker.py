@@ -14,6 +14,7 @@ from tests.stories import assert_rows_equal_their_stories, chunks, crowd, encode
 from tests.worker_process import Workers, wait_until
 from worker.dead_letters import original_bytes
 from worker.embedded import Stack
+from worker.settings import load_settings
 
 OUTAGE_SECONDS = float(os.environ.get("INTERVIEW_TEST_OUTAGE_SECONDS", "5"))
 
@@ -133,7 +134,9 @@ def test_sigterm_drains_and_leaves_nothing_claimed(
     assert workers.stream.state().length > 0
     pending = workers.client.xpending_range(workers.stream.key, "workers", "-", "+", 10_000)
     claimed = [each for each in pending if each["time_since_delivered"] < 60_000]  # the others were given back
-    assert len(claimed) <= workers.client.llen("interview") * 200  # what waits in Celery's queue for the next worker
+    assert (
+        len(claimed) <= workers.client.llen("interview") * load_settings().pack_size
+    )  # what waits in Celery's queue for the next worker
     with workers.running() as worker:
         workers.wait_until_empty()
         assert workers.stop(worker) == 0

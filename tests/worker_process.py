@@ -46,13 +46,13 @@ class Workers:
     folder: Path
     client: Any  # redis-py types each answer as "maybe awaitable"
     stream: EventStream
-    _logs: list[Path] = field(default_factory=list)
+    logs: list[Path] = field(default_factory=list)
 
     @contextmanager
     def running(self, *options: str, app: str = "worker", **settings: str) -> Iterator[subprocess.Popen[bytes]]:
         """A worker that has started to claim; killed at the end if it still runs."""
-        log = self.folder / f"worker-{len(self._logs)}.log"
-        self._logs.append(log)
+        log = self.folder / f"worker-{len(self.logs)}.log"
+        self.logs.append(log)
         with log.open("wb") as output:
             worker = subprocess.Popen(
                 [str(Path(sys.executable).parent / "celery"), "-A", app, "worker", "--without-mingle", *options],
@@ -82,7 +82,7 @@ class Workers:
 
     def logged(self, event: str) -> list[dict[str, Any]]:
         """All workers' log lines of one event name, in the order of the workers' start."""
-        lines = [line for log in self._logs for line in log.read_text().splitlines() if line.startswith("{")]
+        lines = [line for log in self.logs for line in log.read_text().splitlines() if line.startswith("{")]
         return [found for found in map(json.loads, lines) if found["event"] == event]
 
 

@@ -20,7 +20,7 @@ from celery.signals import task_received, worker_process_init, worker_shutting_d
 
 from worker import metrics, stopping
 from worker.dead_letters import REASONS
-from worker.intake import BLOCK_MS, Intake
+from worker.intake import BLOCK_MS, REDIS_AWAY, Intake
 from worker.logs import get_logger
 from worker.pack import Pack
 from worker.scrape import Endpoint, serve
@@ -62,6 +62,7 @@ class Supervisor(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships
         self._stalled = False
         self._redis = connect(self._settings)
         self._states = WorkerStates(self._redis, self._settings.stream)
+        self._app = worker.app
         self._queue = worker.app.conf.task_default_queue
         self._start_intake()
         pulse = threading.Thread(target=self._pulse, name="pulse", daemon=True)
@@ -87,9 +88,20 @@ class Supervisor(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships
     def _start_intake(self) -> None:
         client = connect(self._settings, self._consumer)
 
+        producer: Any = None  # kept from pack to pack: to connect for each would take a third of this process' time
+
         def send(pack: Pack) -> None:
+            nonlocal producer
+            producer = producer or self._app.amqp.Producer(self._app.connection_for_write())
             told = f"<{len(pack.events)} events>"  # instead of their content, where Celery shows arguments
-            apply_events.apply_async((self._consumer, pack.to_message()), argsrepr=told, retry=False)
+            arguments = (self._consumer, pack.to_message())
+            try:
+                apply_events.apply_async(arguments, argsrepr=told, retry=False, producer=producer)
+            except Exception:
+                broken, producer = producer, None
+                with suppress(*REDIS_AWAY):
+                    broken.connection.release()
+                raise
 
         def queue_length() -> int:
             length: Any = client.llen(self._queue)
