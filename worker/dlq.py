@@ -6,6 +6,7 @@ redis.RedisError, too.
 
 import time
 import uuid
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
@@ -26,6 +27,7 @@ BATCH: Final = 500  # letters moved in one transaction
 PAGE: Final = 100  # letters read whole in one answer: their ids travel in the URL
 LADDER: Final = (1, 10, 100)  # letters replayed before more are; then all
 POLL_SECONDS: Final = 0.25
+MAX_GROUPS: Final = 1000
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,13 @@ class DeadLetters:
         parameters = {"p_filter": wanted.to_json(), "p_limit": limit}
         groups: list[dict[str, Any]] = self._rpc("group_interview_dead_letters", parameters)
         return groups
+
+    def reasons(self) -> dict[str, int]:
+        """How many open letters there are of each reason, the most first."""
+        counts = Counter[str]()
+        for group in self.groups(Filter(), limit=MAX_GROUPS):
+            counts[group["reason"]] += group["letters"]
+        return dict(counts.most_common())
 
     def choose(self, wanted: Filter) -> Chosen:
         """The letters that a filter means."""

@@ -1,6 +1,6 @@
 """Sessions and their ledger, for an operator: the timeline of one, the audit of all, the repair of one."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Literal, TypedDict
 
@@ -18,6 +18,38 @@ class Finding(TypedDict):
     session_id: str
     kind: Literal["behind", "ahead", "waiting", "unfounded"]
     columns: list[str]
+
+
+def changes(events: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, tuple[Any, Any]]]:
+    """What each event of one session's timeline changed in its row: before and after, by column.
+
+    The rules of the seed's RPCs, folded in the order of the events' own time, in which each rule is at its plainest.
+    """
+    row: dict[str, Any] = {}
+    for event in events:
+        now = row | _said(event, row)
+        yield {name: (row.get(name), value) for name, value in now.items() if value != row.get(name)}
+        row = now
+
+
+def _said(event: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    data, kind = event["payload"], event["type"].removeprefix("interview.")
+    said = {
+        name: max(data[name], row.get(name) or 0)
+        for name in ("questions_answered", "duration_minutes", "total_questions")
+        if data.get(name) is not None
+    }
+    match kind:
+        case "started" if "user_id" not in row:  # an earlier start stands
+            names = ("user_id", "email", "resume_filename", "job_description_filename")
+            said |= {name: data[name] for name in names if data.get(name) is not None}
+            said |= {"interview_status": row.get("interview_status", "in_progress"), "created_at": event["occurred_at"]}
+        case "finished":  # a later one replaces all of an earlier one
+            said |= {"interview_status": "completed", "completed_at": event["occurred_at"]}
+            said |= {"score": data.get("score"), "feedback": data.get("feedback")}
+        case "cancelled" if row.get("interview_status") != "completed":
+            said |= {"interview_status": "cancelled"}
+    return said
 
 
 class Sessions:

@@ -2,6 +2,7 @@
 
 import sys
 from collections import Counter
+from datetime import datetime, timedelta
 from typing import Any
 
 import click
@@ -9,12 +10,15 @@ import click
 from worker.cli.screen import print_json, print_table, progress_bar
 from worker.cli.servers import open_database
 from worker.errors import RefusedCall, WorkerError
-from worker.sessions import Finding, Sessions
+from worker.sessions import Finding, Sessions, changes
 from worker.settings import load_settings
 
 NEEDS_A_PERSON = 3
 FAULTS = {"behind"}  # the other kinds have honest causes
 SHOWN = 20  # findings printed for a person
+WIDEST = 60  # characters of a value, feedback for one; --json has all
+AT_ITS_TIME = {"created_at", "completed_at"}  # the event's own, which stands before it
+NAMES = {"user_id", "email", "resume_filename", "job_description_filename"}  # long, and they stand above the story
 REMEDIES = {
     "behind": "restore each with: interviews session rebuild SESSION_ID",
     "ahead": "a person called an RPC or edited the row; no fault by itself",
@@ -57,7 +61,7 @@ def session() -> None:
 @click.argument("session_id")
 @click.option("--json", "as_json", is_flag=True, help="For a program.")
 def show(session_id: str, as_json: bool) -> None:
-    """Show a session's row and its events, in the order in which they happened."""
+    """Show a session's row and its story: each event as it happened, when it came, and what it changed."""
     sessions = Sessions(open_database(load_settings()))
     row, events = sessions.get(session_id), sessions.timeline(session_id)
     if row is None and not events:
@@ -70,14 +74,10 @@ def show(session_id: str, as_json: bool) -> None:
             click.echo(f"{name:26} {value}")
     click.echo()
     print_table(
-        ("happened", "arrived", "applied", "type", "data"),
+        ("happened (UTC)", "arrived", "event", "the row after it"),
         (
-            (
-                *(_moment(event[name]) for name in ("occurred_at", "received_at", "applied_at")),
-                _kind(event),
-                _data(event),
-            )
-            for event in events
+            (_moment(event["occurred_at"]), _arrived(event), _kind(event), _changed(event, changed))
+            for event, changed in zip(events, changes(events), strict=True)
         ),
     )
 
@@ -112,14 +112,33 @@ def _tell(checked: int, findings: list[Finding]) -> None:
     click.echo(f"{checked} sessions compared with their ledger")
 
 
-def _moment(time: str | None) -> str:
-    """To the second, in UTC, as Supabase answers it; an event that is not applied has no such moment."""
-    return time[:19].replace("T", " ") if time else "waits"
+def _moment(time: str) -> str:
+    """To the second, in UTC, as Supabase answers it."""
+    return time[:19].replace("T", " ")
+
+
+def _arrived(event: dict[str, Any]) -> str:
+    """How long after it happened; an engine's clock may be ahead of ours."""
+    late = datetime.fromisoformat(event["received_at"]) - datetime.fromisoformat(event["occurred_at"])
+    return f"+{timedelta(seconds=round(late.total_seconds()))}" if late > timedelta() else "at once"
 
 
 def _kind(event: dict[str, Any]) -> str:
     return str(event["type"]).removeprefix("interview.")
 
 
-def _data(event: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in event["payload"].items() if name != "feedback")
+def _changed(event: dict[str, Any], changed: dict[str, tuple[Any, Any]]) -> str:
+    """One line for each column that the event changed."""
+    told = [f"{name} {_shortened(after)}" for name, (_, after) in changed.items() if name not in AT_ITS_TIME | NAMES]
+    if changed.keys() & NAMES:
+        told.append("user, e-mail and file names as above")
+    if reason := event["payload"].get("reason"):
+        told.append(f"(reason: {reason})")
+    if not event["applied_at"]:
+        told.append("(waits for the start of its session)")
+    return "\n".join(told) or "nothing new"
+
+
+def _shortened(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= WIDEST else f"{text[:WIDEST]}…"

@@ -2,13 +2,17 @@
 
 import sys
 import time
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import click
 import redis
+from rich.live import Live
 
-from worker.cli.screen import print_json, print_table
+from worker.cli.screen import make_table, print_json, print_table, screen
 from worker.cli.servers import open_database, open_redis
+from worker.database import Database
 from worker.dlq import DeadLetters
 from worker.errors import Misconfigured, Unavailable
 from worker.hold import hold_key, read_hold
@@ -22,16 +26,25 @@ NEEDS_A_PERSON = 3
 Report = dict[str, Any]
 
 
-@click.command(epilog="Example: interviews status --json")
+@click.command(epilog="Example: interviews status --watch   or: interviews status --json")
 @click.option("--json", "as_json", is_flag=True, help="For a program.")
-def status(as_json: bool) -> None:
+@click.option("--watch", is_flag=True, help="Look again and again, until Ctrl-C.")
+@click.option(
+    "--interval", type=click.FloatRange(min=0.1), default=2.0, show_default=True, help="Seconds between two looks."
+)
+def status(as_json: bool, watch: bool, interval: float) -> None:
     """Show the stream, the workers, the hold, what waits and what is dead.
 
     Exit status 3 when a person is needed: dead letters are open, the hold has a remedy, a worker stands still, or
     events wait and no worker runs.
     """
+    if watch and as_json:
+        raise click.UsageError("--watch is for a person, --json for a program: call it again and again")
     settings = load_settings()
-    report = _of_redis(settings) | _of_supabase(settings)
+    client, database = open_redis(settings), open_database(settings)
+    if watch:
+        sys.exit(_watched(settings, client, database, interval))
+    report = _of_redis(settings, client) | _of_supabase(database)
     problems = _problems(report, settings)
     if as_json:
         print_json(report | {"problems": problems})
@@ -40,8 +53,27 @@ def status(as_json: bool) -> None:
     sys.exit(NEEDS_A_PERSON if problems else 0)
 
 
-def _of_redis(settings: Settings) -> Report:
-    client = open_redis(settings)
+def _watched(settings: Settings, client: redis.Redis, database: Database, interval: float) -> int:
+    """Show it live until Ctrl-C, one table after the other where no terminal is; answer the last look's exit status."""
+    found, console = 0, screen()
+    with suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) as live:
+        show = partial(live.update, refresh=True) if console.is_terminal else console.print
+        while True:
+            try:
+                report = _of_redis(settings, client) | _of_supabase(database)
+                problems = _problems(report, settings)
+                rows = _rows(report, problems)
+            except redis.RedisError as error:
+                problems = [f"bring Redis back ({type(error).__name__})"]
+                rows = [("redis", "does not answer"), ("to do", problems[0])]
+            found = NEEDS_A_PERSON if problems else 0
+            now = time.strftime("%H:%M:%S")
+            show(make_table(("", ""), [*rows, ("", f"{now}, again in {interval:g} s; Ctrl-C ends")]))
+            time.sleep(interval)
+    return found
+
+
+def _of_redis(settings: Settings, client: redis.Redis) -> Report:
     stream = EventStream(client, settings.stream).state()
     hold = read_hold(client, hold_key(settings.stream))
     return {
@@ -77,15 +109,15 @@ def _workers(client: redis.Redis, key: str, stream: StreamState) -> list[Report]
     return running + silent
 
 
-def _of_supabase(settings: Settings) -> Report:
-    report: Report = dict.fromkeys(("waiting", "dead_letters_open", "dead_letters_replayed"))
+def _of_supabase(database: Database) -> Report:
+    report: Report = dict.fromkeys(("waiting", "dead_letters_open", "dead_letters_replayed", "dead_letters_by_reason"))
     report |= {"supabase": "ok", "supabase_remedy": None}
     try:
-        database = open_database(settings)
         report["waiting"] = database.count_waiting()
         letters = DeadLetters(database)
         report["dead_letters_open"] = letters.count("open")
         report["dead_letters_replayed"] = letters.count("replayed")
+        report["dead_letters_by_reason"] = letters.reasons() if report["dead_letters_open"] else {}
     except Unavailable as ill:
         report["supabase"] = str(ill)
         report["supabase_remedy"] = ill.remedy if isinstance(ill, Misconfigured) else None
@@ -122,17 +154,25 @@ def _rows(report: Report, problems: list[str]) -> list[tuple[str, str]]:
         ("stream", f"{report['stream_length']} events, {report['stream_claimed']} of them claimed"),
         ("oldest", f"{report['oldest_seconds']} s" if report["stream_length"] else "-"),
         ("packs queued", str(report["packs_queued"])),
-        ("last minute", ", ".join(f"{n} {what}" for what, n in report["outcomes_last_minute"].items()) or "no events"),
+        ("last minute", _last_minute(report["outcomes_last_minute"])),
         *zip(["workers", *[""] * len(workers)], workers or ["none"], strict=False),
         ("hold", f"for {hold['seconds']} s: {hold['reason']}" if hold else "none"),
         ("supabase", report["supabase"]),
         ("waiting", f"{_shown(report['waiting'])} events whose session has not started"),
         (
             "dead letters",
-            f"{_shown(report['dead_letters_open'])} open, {_shown(report['dead_letters_replayed'])} replayed",
+            f"{_shown(report['dead_letters_open'])} open, {_shown(report['dead_letters_replayed'])} replayed"
+            + "".join(f"\n{count} {reason}" for reason, count in (report["dead_letters_by_reason"] or {}).items()),
         ),
         *zip(["to do", *[""] * len(problems)], problems or ["nothing"], strict=False),
     ]
+
+
+def _last_minute(outcomes: dict[str, int]) -> str:
+    if not outcomes:
+        return "no events"
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
+    return f"{sum(outcomes.values()) / 60:.1f} events/s: {counts}"
 
 
 def _shown(count: int | None) -> str:

@@ -1,0 +1,69 @@
+"""`interviews session show`: a session's story as a person reads it."""
+
+import random
+import uuid
+
+from click.testing import CliRunner
+
+from tests.database import Database, event
+from tests.stories import Event, interview
+from tests.worker_process import Workers
+from worker.cli.main import interviews
+from worker.sessions import changes
+
+
+def shown(session_id: str) -> str:
+    done = CliRunner().invoke(interviews, ["session", "show", session_id], env={"COLUMNS": "80"})
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_what_the_events_changed_adds_up_to_the_row(
+    workers: Workers, database: Database, user: uuid.UUID, rng: random.Random
+) -> None:
+    for _ in range(20):
+        story = interview(user, rng)
+        database.apply(*shuffled(story, rng))
+        session_id = story[0]["subject"]
+        row: dict[str, object] = {"session_id": session_id, "questions_answered": 0, "duration_minutes": 0}
+        for changed in folded(database, session_id):
+            row |= {name: after for name, (_, after) in changed.items()}
+        stands = database.one(
+            "select to_jsonb(s) - 'id' as row from public.interview_sessions s where session_id = %s", session_id
+        )["row"]
+        assert dict.fromkeys(stands) | row == stands
+
+
+def test_each_event_is_told_with_what_it_changed(workers: Workers, database: Database, user: uuid.UUID) -> None:
+    session_id = f"shown-{user}"
+    story = [
+        event("started", session_id, time="2026-11-23T10:00:00Z", user_id=str(user), email="ada@example.com"),
+        event("answered", session_id, time="2026-11-23T10:05:00Z", questions_answered=2),
+        event("answered", session_id, time="2026-11-23T10:06:00Z", questions_answered=1),
+        event("cancelled", session_id, time="2026-11-23T10:07:00Z", reason="called away"),
+    ]
+    database.apply(*reversed(story))
+    lines = [line.split() for line in shown(session_id).splitlines()]
+    assert ["nothing", "new"] in [line[-2:] for line in lines if "10:06:00" in line]
+    told = " ".join(" ".join(line) for line in lines)
+    for each in ("questions_answered 2", "interview_status cancelled", "(reason: called away)", "happened (UTC)"):
+        assert each in told
+
+
+def test_an_event_that_waits_is_told_to_wait(workers: Workers, database: Database) -> None:
+    session_id = f"early-{uuid.uuid4()}"
+    database.apply(event("answered", session_id, questions_answered=1))
+    told = " ".join(shown(session_id).split())
+    assert f"{session_id} has not started" in told
+    assert "(waits for the start of its session)" in told
+
+
+def shuffled(story: list[Event], rng: random.Random) -> list[Event]:
+    return rng.sample(story, len(story))
+
+
+def folded(database: Database, session_id: str) -> list[dict[str, tuple[object, object]]]:
+    timeline = database.one(
+        "select jsonb_agg(to_jsonb(t)) as events from public.get_interview_timeline(%s) t", session_id
+    )
+    return list(changes(timeline["events"]))
