@@ -148,6 +148,7 @@ def test_an_unreadable_message_outlives_a_redis_that_takes_no_more(workers: Work
     with workers.running() as worker:
         workers.client.lpush(QUEUE, b"{}")
         wait_until(lambda: bool(database.all("select from public.interview_dead_letters")), "the worker is ready")
+        workers.wait_until_empty()
         try:
             with workers.client.pipeline(transaction=True) as pipeline:
                 pipeline.lpush(QUEUE, b"hello").config_set("maxmemory", "1").execute()

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from tests.database import Database, event
 from tests.stories import encoded
@@ -77,13 +77,18 @@ def test_a_watch_for_a_program_is_refused(workers: Workers) -> None:
 
 
 def test_dead_letters_are_told_by_reason(workers: Workers, database: Database) -> None:
-    before = json.loads(CliRunner().invoke(interviews, ["status", "--json"]).output)["dead_letters_by_reason"]
+    def told(*options: str) -> Result:
+        """A look at which Supabase answered."""
+        wait_until(lambda: "? replayed" not in CliRunner().invoke(interviews, ["status"]).output, "Supabase answers")
+        return CliRunner().invoke(interviews, ["status", *options])
+
+    before = json.loads(told("--json").output)["dead_letters_by_reason"]
     nobody = [event("started", f"by-reason-{n}", user_id=str(uuid.uuid4()), email="e@example.com") for n in range(3)]
     database.apply(*nobody)
-    done = CliRunner().invoke(interviews, ["status", "--json"])
+    done = told("--json")
     after = json.loads(done.output)["dead_letters_by_reason"]
     assert after["unknown_user"] == before.get("unknown_user", 0) + len(nobody)
-    assert f"{after['unknown_user']} unknown_user" in CliRunner().invoke(interviews, ["status"]).output
+    wait_until(lambda: f"{after['unknown_user']} unknown_user" in told().output, "a person is told, too")
     assert done.exit_code == 3
 
 
