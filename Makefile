@@ -61,7 +61,7 @@ bench: setup  ## Our worker beside a naive Celery task, in one run
 	$(BIN)/python -m tests.bench
 
 lock: setup  ## Pin the newest versions that pyproject.toml allows, by name, version and hash
-	$(BIN)/pip-compile --quiet --upgrade --extra worker --extra embedded --extra dev --generate-hashes \
+	$(BIN)/pip-compile --quiet --upgrade --extra worker --extra otel --extra embedded --extra dev --generate-hashes \
 	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header --no-annotate \
 	  --allow-unsafe --strip-extras -o requirements.lock pyproject.toml
 

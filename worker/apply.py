@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from events import InvalidEvent, parse_event
-from worker import metrics
+from worker import metrics, tracing
 from worker.database import Answer, Database, Letter
 from worker.dead_letters import dead_letter
 from worker.dead_share import DeadShare
@@ -49,13 +49,14 @@ class Applier:
         self._hold.run(self._dead_share.check)
         began = time.monotonic()
         if pack.alone and self._stream.count_attempt(pack.entry_ids[0]) > MAX_ATTEMPTS_ALONE:
-            outcomes = self._dead_letter([_poison(pack.events[0])])
+            valid, letters = list[ValidEvent](), [_poison(pack.events[0])]
         else:
             valid, letters = _validate(pack)
+        with tracing.pack_span(len(pack.events), (event.body.get("traceparent") for event in valid)):
             outcomes = self._apply_events(valid) + self._dead_letter(letters)
-        metrics.count_pack(len(pack.events))
-        self._dead_share.count(outcomes)
-        self._stream.done(pack.entry_ids, attempted=pack.alone)
+            metrics.count_pack(len(pack.events))
+            self._dead_share.count(outcomes)
+            self._stream.done(pack.entry_ids, attempted=pack.alone)
         log.debug("pack.applied", seconds=round(time.monotonic() - began, 4), **outcomes)
         return outcomes
 

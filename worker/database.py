@@ -14,7 +14,7 @@ from postgrest.exceptions import APIError
 from supabase import Client, ClientOptions, create_client
 from yarl import URL
 
-from worker import metrics
+from worker import metrics, tracing
 from worker.errors import Misconfigured, RefusedCall, Unavailable
 from worker.settings import Settings
 
@@ -82,7 +82,7 @@ class Database:
                 http2=False,
                 timeout=httpx.Timeout(timeout, connect=min(timeout, 5.0)),
                 limits=httpx.Limits(max_connections=settings.concurrency),
-                event_hooks={"response": [_raise_for_status]},
+                event_hooks={"request": [_trace], "response": [_raise_for_status]},
             ),
         )
         client = create_client(settings.supabase_url, settings.supabase_secret_key.get_secret_value(), options)
@@ -158,7 +158,7 @@ class Database:
             raise Unavailable("Supabase's answer is not JSON: is SUPABASE_URL right?") from error
 
     def _call_pack(self, rpc: str, parameters: dict[str, Any], count: int) -> list[Answer]:
-        with metrics.timed_rpc(rpc):
+        with metrics.timed_rpc(rpc), tracing.rpc_span(rpc):
             answers = self._call_despite_deadlocks(lambda client: client.rpc(rpc, parameters).execute()).data
             if not (isinstance(answers, list) and len(answers) == count and all("outcome" in each for each in answers)):
                 raise Unavailable(f"{rpc} did not answer as it should: is SUPABASE_URL right?")
@@ -192,6 +192,11 @@ def _description(response: httpx.Response) -> Description:
         raise Misconfigured("no Supabase API there", remedy="set SUPABASE_URL to the project's URL") from error
     date = response.headers.get("Date")
     return Description(functions, parsedate_to_datetime(date).timestamp() if date else None)
+
+
+def _trace(request: httpx.Request) -> None:
+    """Let Supabase's own traces, where it keeps some, go on with ours."""
+    tracing.inject(request.headers)
 
 
 def _raise_for_status(response: httpx.Response) -> None:

@@ -6,8 +6,10 @@ from typing import Any
 
 import redis
 from celery import Task, shared_task
+from celery.signals import worker_process_shutdown
 from celery.worker.request import Request
 
+from worker import tracing
 from worker.apply import Applier
 from worker.database import Database
 from worker.dead_share import DeadShare
@@ -67,6 +69,12 @@ def purge() -> None:
         log.info("ledger.purged", count=count, days=context.settings.keep_ledger_days)
 
 
+@worker_process_shutdown.connect
+def _end_process(**_: Any) -> None:
+    """A process of the pool ends without atexit."""
+    tracing.shut_down()
+
+
 def _give_back(consumer: str, pack: Pack) -> None:
     context = process_context()
     try:
@@ -90,6 +98,7 @@ class Context:
 def process_context() -> Context:
     """This process's context, made at its first pack: after the fork."""
     settings = load_settings()
+    tracing.set_up(settings.stream)
     client = connect(settings)
     stream = EventStream(client, settings.stream)
     hold = Hold(
