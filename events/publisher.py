@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Final, Self
+from weakref import WeakSet
 
 import redis
 import redis.asyncio
@@ -83,28 +84,43 @@ class _Publishing:
         spool_max_bytes: int = MAX_BYTES,
         durable: bool = False,
     ) -> None:
-        url = _redis_url(url)
         self.stream = stream
+        self._url = _redis_url(url)
         self._timeout = timeout
+        self._retries = retries
         self._durable = durable
         self._proved = not durable  # that Redis has WAITAOF
-        self._connect(url, retries)
         self._drainer: Drainer | None = None
+        self._connect()
+        _publishers.add(self)
         if spool is not None:
-            # A client that tries once: the patience is the thread's.
-            self._spooled_redis: Any = redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **self._options(url))
             self._drainer = Drainer(Spool(spool, max_bytes=spool_max_bytes), self._send_spooled)
 
-    def _connect(self, url: str, retries: int) -> None:
+    def _connect(self) -> None:
+        self._redis: Any = self._client()
+        # The drainer's client tries once: the patience is the thread's.
+        self._spooled_redis: Any = redis.Redis.from_url(self._url, retry=Retry(NoBackoff(), 0), **self._options())
+
+    def connect_anew(self) -> None:
+        """In a process just forked: leave the parent's clients alone.
+
+        redis-py 8.1 (ConnectionPool.reset) waits for a lock that a thread of the parent may have held at the fork, for
+        ever; it does so too when it closes a client that is forgotten.
+        """
+        for client in (self._redis, self._spooled_redis):
+            client.auto_close_connection_pool = False
+        self._connect()
+
+    def _client(self) -> Any:
         raise NotImplementedError
 
-    def _options(self, url: str) -> dict[str, Any]:
+    def _options(self) -> dict[str, Any]:
         return {
             "socket_timeout": self._timeout * (2 if self._durable else 1),  # Redis waits for its disk, and then answers
             "socket_connect_timeout": self._timeout,
             "health_check_interval": 15,
             "client_name": "interview-publisher",
-            **({} if url.startswith("unix://") else {"socket_keepalive": True}),
+            **({} if self._url.startswith("unix://") else {"socket_keepalive": True}),
         }
 
     def _addressed(self, chunk: Sequence[bytes]) -> Iterator[tuple[str, bytes]]:
@@ -175,6 +191,18 @@ class _Publishing:
         return [*published, *([None] * len(rest))]
 
 
+_publishers: "WeakSet[_Publishing]" = WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for publisher in _publishers:
+        publisher.connect_anew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
 class Publisher(_Publishing):
     """Publishes events; one instance may be shared by threads, and used after a fork.
 
@@ -196,9 +224,9 @@ class Publisher(_Publishing):
     under `everysec` each round trip takes up to a second.
     """
 
-    def _connect(self, url: str, retries: int) -> None:
-        retry = Retry(BACKOFF, retries, supported_errors=TRANSIENT)
-        self._redis: Any = redis.Redis.from_url(url, retry=retry, **self._options(url))
+    def _client(self) -> Any:
+        retry = Retry(BACKOFF, self._retries, supported_errors=TRANSIENT)
+        return redis.Redis.from_url(self._url, retry=retry, **self._options())
 
     def publish(self, event: Event) -> str | None:
         """Publish one event; answer its stream entry id once Redis has it, None once it is in the spool.
@@ -239,7 +267,7 @@ class Publisher(_Publishing):
         """Flush, for the constructor's `timeout` at most, and give the connections back; the spool keeps the rest."""
         if self._drainer:
             self._drainer.close(self._timeout)
-            self._spooled_redis.close()
+        self._spooled_redis.close()
         self._redis.close()
 
     def __enter__(self) -> Self:
@@ -254,9 +282,9 @@ class Publisher(_Publishing):
 class AsyncPublisher(_Publishing):
     """Publisher for asyncio: the same calls, awaited; the spool's file is written in another thread."""
 
-    def _connect(self, url: str, retries: int) -> None:
-        retry = AsyncRetry(BACKOFF, retries, supported_errors=TRANSIENT)
-        self._redis: Any = redis.asyncio.Redis.from_url(url, retry=retry, **self._options(url))
+    def _client(self) -> Any:
+        retry = AsyncRetry(BACKOFF, self._retries, supported_errors=TRANSIENT)
+        return redis.asyncio.Redis.from_url(self._url, retry=retry, **self._options())
 
     async def publish(self, event: Event) -> str | None:
         """As Publisher.publish."""
@@ -291,7 +319,7 @@ class AsyncPublisher(_Publishing):
         """As Publisher.close."""
         if self._drainer:
             await asyncio.to_thread(self._drainer.close, self._timeout)
-            self._spooled_redis.close()
+        self._spooled_redis.close()
         await self._redis.aclose()
 
     async def __aenter__(self) -> Self:

@@ -599,6 +599,34 @@ if child:
 os._exit(left)
 """
 
+FORKING_WHILE_A_THREAD_CONNECTS = """
+import os, signal, sys, threading, time
+import redis
+from events import Answered, Publisher
+
+url, stream, path = sys.argv[1:]
+connecting, may_connect = threading.Event(), threading.Event()
+init = redis.Connection.__init__
+
+def wait_in_thread(self, *arguments, **options):
+    if threading.current_thread() is not threading.main_thread():
+        connecting.set()
+        may_connect.wait()
+    init(self, *arguments, **options)
+
+redis.Connection.__init__ = wait_in_thread
+publisher = Publisher(url, stream=stream)
+threading.Thread(target=publisher.publish, args=[Answered.new("parent", questions_answered=1)], daemon=True).start()
+connecting.wait()
+child = os.fork()
+if child == 0:
+    signal.alarm(30)
+    publisher.publish(Answered.new("child", questions_answered=1))
+    os._exit(0)
+_, status = os.waitpid(child, 0)
+may_connect.set()
+os._exit(os.waitstatus_to_exitcode(status))
+"""
 
 Python = Callable[..., subprocess.Popen[str]]
 
@@ -715,6 +743,14 @@ def test_a_publisher_and_its_spool_go_on_in_both_processes_after_a_fork(
     assert found[0] == "before"
     for who in ("parent", "child"):
         assert [name for name in found if name.startswith(who)] == [f"{who}_{number}" for number in range(20)]
+
+
+def test_a_fork_publishes_though_a_thread_of_its_parent_was_just_connecting(
+    python: Python, url: str, stream: str, path: Path
+) -> None:
+    end(python(FORKING_WHILE_A_THREAD_CONNECTS, url, stream, path))
+
+    assert subjects(url, stream)[0] == "child"
 
 
 def test_a_fork_does_not_keep_its_parents_drain_lock(path: Path) -> None:

@@ -5,7 +5,9 @@ the heartbeat file, which says that this process works, whatever its servers do;
 for `interviews status`. If the pulse itself should end, both fall silent, and that is the alarm.
 """
 
+import inspect
 import os
+import select
 import signal
 import threading
 import time
@@ -17,6 +19,7 @@ import billiard
 import redis
 from celery import bootsteps
 from celery.signals import task_received, worker_process_init, worker_shutting_down
+from kombu.asynchronous import get_event_loop
 
 from worker import metrics, stopping
 from worker.dead_letters import REASONS
@@ -82,6 +85,7 @@ class Supervisor(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships
             self._endpoint.close()
         for thread in self._threads:
             thread.join(timeout=BLOCK_MS / 1000 + 1)
+        _finish_writes()
 
     terminate = stop
 
@@ -185,6 +189,25 @@ class Supervisor(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships
         end = threading.Timer(seconds, _end_now, (why,))
         end.daemon = True
         end.start()
+
+
+def _finish_writes() -> None:
+    """Write out the packs that are half in a pipe (64 KiB) to a process of the pool.
+
+    At a warm shutdown Celery 5.7 closes the pool before it flushes it, and then forgets such a write: the mark of the
+    end follows half a pack, and the process waits for the rest. What still writes is a generator among the event loop's
+    writers; there is none in a pool of threads.
+    """
+    hub = get_event_loop()
+    writers = hub.writers.items() if hub else ()
+    writing = {fd: writer[0] for fd, writer in writers if writer and inspect.isgenerator(writer[0])}
+    while writing:
+        _, writable, _ = select.select([], list(writing), [])  # where a process hangs, until the grace is over
+        for fd in writable:
+            try:
+                next(writing[fd])
+            except (StopIteration, OSError):  # all is written, or the process is gone
+                del writing[fd]
 
 
 def _end_now(why: str) -> None:
