@@ -6,9 +6,10 @@ import pty
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,17 @@ from click.testing import CliRunner, Result
 from tests.database import Database, event
 from tests.stories import encoded
 from tests.worker_process import PATIENCE_SECONDS, Workers, wait_until
+from worker import database as supabase
 from worker.cli.main import interviews
+from worker.dlq import DeadLetters
 from worker.embedded import Stack
+from worker.settings import load_settings
 
 WATCH = [str(Path(sys.executable).parent / "interviews"), "status", "--watch", "--interval", "0.1"]
+
+
+def look(*options: str) -> Result:
+    return CliRunner().invoke(interviews, ["status", *options])
 
 
 @contextmanager
@@ -52,7 +60,7 @@ def test_a_watch_shows_what_changes_and_ends_at_ctrl_c_with_the_status_of_its_la
         wait_until(lambda: b"2 events, 0 of them claimed" in screen.read_bytes(), "it shows two events")
         command.send_signal(signal.SIGINT)
         status = command.wait(PATIENCE_SECONDS)
-    assert status == CliRunner().invoke(interviews, ["status"]).exit_code
+    assert status == look().exit_code
     assert b"Traceback" not in screen.read_bytes()
 
 
@@ -71,25 +79,34 @@ def test_a_watch_outlives_redis(workers: Workers, stack: Stack, tmp_path: Path) 
 
 
 def test_a_watch_for_a_program_is_refused(workers: Workers) -> None:
-    done = CliRunner().invoke(interviews, ["status", "--watch", "--json"])
+    done = look("--watch", "--json")
     assert done.exit_code == 2
     assert "--watch is for a person" in done.output
 
 
 def test_dead_letters_are_told_by_reason(workers: Workers, database: Database) -> None:
-    def told(*options: str) -> Result:
-        """A look at which Supabase answered."""
-        wait_until(lambda: "? replayed" not in CliRunner().invoke(interviews, ["status"]).output, "Supabase answers")
-        return CliRunner().invoke(interviews, ["status", *options])
+    def told() -> dict[str, int]:
+        reasons: dict[str, int] = json.loads(look("--json").output)["dead_letters_by_reason"]
+        return reasons
 
-    before = json.loads(told("--json").output)["dead_letters_by_reason"]
+    before = told()
     nobody = [event("started", f"by-reason-{n}", user_id=str(uuid.uuid4()), email="e@example.com") for n in range(3)]
     database.apply(*nobody)
-    done = told("--json")
-    after = json.loads(done.output)["dead_letters_by_reason"]
+    after = told()
     assert after["unknown_user"] == before.get("unknown_user", 0) + len(nobody)
-    wait_until(lambda: f"{after['unknown_user']} unknown_user" in told().output, "a person is told, too")
+    done = look()
+    assert f"{after['unknown_user']} unknown_user" in done.output
     assert done.exit_code == 3
+
+
+def test_count_after_count_is_answered_on_a_connection_that_rests_in_between(workers: Workers) -> None:
+    counts = set()
+    with closing(supabase.Database(load_settings())) as kept:
+        letters = DeadLetters(kept)
+        for _ in range(40):  # where they were counted by HEAD, most of these looks found Supabase ill
+            counts.add((kept.count_waiting(), letters.count("open"), letters.count("replayed"), *letters.reasons()))
+            time.sleep(0.02)
+    assert len(counts) == 1
 
 
 @pytest.mark.parametrize("count", [0, 90])
@@ -101,5 +118,5 @@ def test_the_last_minute_is_told_as_a_rate(workers: Workers, database: Database,
         workers.stream.add(encoded([started, *answers][:count]))
         workers.wait_until_empty()
         assert workers.stop(worker) == 0
-    told = CliRunner().invoke(interviews, ["status"]).output
+    told = look().output
     assert ("1.5 events/s: " if count else "no events") in told

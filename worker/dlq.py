@@ -11,8 +11,6 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from postgrest import CountMethod
-
 from events import InvalidEvent, parse_event
 from worker.database import DEADLOCK_RETRIES, Answer, Database, Deadlocked
 from worker.dead_letters import original_bytes
@@ -144,12 +142,7 @@ class DeadLetters:
 
     def count(self, status: Status) -> int:
         """How many letters there are of one status."""
-        answer = self._database.call(
-            lambda client: (
-                client.table(TABLE).select("id", count=CountMethod.exact, head=True).eq("status", status).execute()
-            )
-        )
-        return int(answer.count or 0)
+        return self._database.count(TABLE, lambda rows: rows.eq("status", status))
 
     def audit(self, *, limit: int) -> list[dict[str, Any]]:
         """The latest actions, the last first."""

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Literal, TypedDict
 
-from postgrest import CountMethod
 from supabase import Client
 
 from worker.database import Database
@@ -60,10 +59,7 @@ class Sessions:
 
     def count(self) -> int:
         """How many sessions there are."""
-        answer = self._database.call(
-            lambda client: client.table("interview_sessions").select("id", count=CountMethod.exact, head=True).execute()
-        )
-        return int(answer.count or 0)
+        return self._database.count("interview_sessions")
 
     def verify(self) -> Iterator[tuple[int, list[Finding]]]:
         """Compare every row with its ledger; yields, page by page, how many were compared and what was found."""
