@@ -18,7 +18,7 @@ import pytest
 from tests.database import Database, event
 from tests.worker_process import PATIENCE_SECONDS, Workers, wait_until
 from worker.database import Database as Supabase
-from worker.dlq import Action, DeadLetters, Filter, Replay
+from worker.dlq import BATCH, POLL_SECONDS, Action, DeadLetters, Filter, Replay
 from worker.errors import RefusedCall, WorkerError
 from worker.settings import load_settings
 
@@ -41,6 +41,32 @@ def buried(database: Database, user: uuid.UUID, count: int) -> Filter:
     starts = [event("started", f"dlq-{user}-{n}", user_id=str(user), email="dlq@example.com") for n in range(count)]
     assert set(database.apply(*starts)) == {"rejected"}
     return Filter(user_id=str(user))
+
+
+def bury(database: Database, **letter: str) -> None:
+    """A letter that a worker records."""
+    database.one("select public.record_dead_interview_events(%s)", json.dumps([letter]))
+
+
+def poisoned(database: Database, event: Event) -> str:
+    """A letter that killed its workers, spaced as nobody else writes it; answer its text."""
+    received = json.dumps(event, indent=4)
+    names = {"event_id": event["id"], "session_id": event["subject"], "type": event["type"]}
+    bury(database, event=received, **names, reason="poison", detail="tried 5 times")
+    return received
+
+
+class Clock:
+    """Time that passes only while somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
 
 
 def statuses(database: Database, user: uuid.UUID) -> dict[str, int]:
@@ -145,6 +171,63 @@ def test_ctrl_c_stops_a_replay_says_how_far_it_came_and_it_can_go_on(workers: Wo
     assert statuses(database, newcomer) == {"resolved": 200}
 
 
+def test_a_letter_that_fails_again_for_another_reason_stays_one_letter_with_its_exact_bytes(
+    workers: Workers, database: Database, letters: DeadLetters
+) -> None:
+    nobody = uuid.uuid4()
+    start = event("started", f"dlq-{nobody}-0", user_id=str(nobody), email="dlq@example.com")
+    received = poisoned(database, start)
+    wanted = Filter(user_id=str(nobody))
+    (letter_id,) = letters.choose(wanted).ids
+
+    with workers.running():
+        last = replayed(letters, workers, wanted, Action("replay", ACTOR, wanted))
+
+    assert (last.failed, last.under_way) == ([letter_id], set())
+    (letter,) = letters.get(letters.choose(Filter(status=None, user_id=str(nobody))).ids)
+    assert (letter["id"], letter["status"], letter["reason"]) == (letter_id, "open", "unknown_user")
+    assert (letter["event"], letter["attempts"]) == (received, 2)
+
+
+def test_a_letter_whose_replay_waits_in_vain_stays_one_letter(database: Database, letters: DeadLetters) -> None:
+    answer = event("answered", f"dlq-{uuid.uuid4()}", questions_answered=1)
+    received = poisoned(database, answer)
+    wanted = Filter(session_id=answer["subject"])
+    (letter_id,) = letters.choose(wanted).ids
+    letters._move(Action("replay", ACTOR, wanted), "replay", [letter_id])
+
+    assert database.apply(answer) == ["waiting"]
+    database.connection.execute("select public.expire_waiting_interview_events('0 seconds')")
+
+    (letter,) = letters.get(letters.choose(Filter(status=None, session_id=answer["subject"])).ids)
+    assert (letter["id"], letter["status"], letter["reason"]) == (letter_id, "open", "orphaned")
+    assert letter["event"] == received
+
+
+def test_a_replay_keeps_its_rate(
+    database: Database, letters: DeadLetters, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = buried(database, uuid.uuid4(), 1200)
+    clock = Clock()
+    monkeypatch.setattr("worker.dlq.time", clock)
+    published = [
+        (each.published, clock.now)
+        for each in letters.replay(
+            Action("replay", ACTOR, wanted),
+            letters.choose(wanted).ids,
+            workers.stream,
+            rate=500,
+            ladder=(),
+            wait_seconds=0,
+        )
+    ]
+
+    assert published[-1][0] == 1200
+    for count, seconds in published:
+        assert count <= 500 * (seconds + POLL_SECONDS)
+    assert clock.now == pytest.approx(1200 / 500)
+
+
 # ---------------------------------------------------------------------------------- editing, discarding, restoring
 
 
@@ -196,6 +279,21 @@ def test_an_edit_that_is_refused_changes_nothing(
     assert database.all("select from public.interview_dead_letter_actions where id = %s", action.id) == []
 
 
+def test_a_letter_that_is_not_open_is_not_edited(database: Database, letters: DeadLetters, user: uuid.UUID) -> None:
+    wanted = buried(database, uuid.uuid4(), 1)
+    (letter_id,) = letters.choose(wanted).ids
+    letters.discard(Action("discard", ACTOR, wanted), [letter_id])
+    before = letters.get([letter_id])
+    mended: Event = json.loads(before[0]["event"])
+    mended["data"]["user_id"] = str(user)
+
+    with pytest.raises(RefusedCall, match="this dead letter is not open"):
+        letters.edit(Action("edit", ACTOR, wanted), letter_id, json.dumps(mended).encode())
+
+    assert letters.get([letter_id]) == before
+    assert database.session(mended["subject"]) is None
+
+
 def test_a_discarded_letter_is_kept_and_opened_again_unless_its_event_failed_anew(
     database: Database, letters: DeadLetters
 ) -> None:
@@ -236,7 +334,51 @@ def test_what_was_done_cannot_be_undone_in_the_audit(database: Database, letters
     assert audit_of(database, action) == before
 
 
+def test_an_action_of_several_batches_is_one_row_of_the_audit(database: Database, letters: DeadLetters) -> None:
+    wanted = buried(database, uuid.uuid4(), 2 * BATCH + 1)
+    action = Action("discard", ACTOR, wanted, "a test")
+
+    letters.discard(action, letters.choose(wanted).ids)
+
+    assert audit_of(database, action)["letters"] == 2 * BATCH + 1
+
+
 # --------------------------------------------------------------------------------------------- finding among many
+
+
+def test_no_ids_mean_no_letter(database: Database, letters: DeadLetters) -> None:
+    wanted = buried(database, uuid.uuid4(), 2)
+    second = letters.choose(wanted).ids[1]
+
+    assert letters.choose(Filter(ids=())).ids == []
+    assert letters.choose(Filter(ids=(second,))).ids == [second]
+
+
+def test_letters_are_counted_by_status_and_reason(database: Database, letters: DeadLetters) -> None:
+    before = letters.counts()
+    wanted = buried(database, uuid.uuid4(), 5)
+    first, second, third, *_ = letters.choose(wanted).ids
+    letters.discard(Action("discard", ACTOR, wanted), [first])
+    letters._move(Action("replay", ACTOR, wanted), "replay", [second, third])
+
+    after = letters.counts()
+
+    assert after["open"]["unknown_user"] == before["open"].get("unknown_user", 0) + 2
+    assert after["replayed"]["unknown_user"] == before["replayed"].get("unknown_user", 0) + 2
+
+
+def test_a_group_is_one_cause_whatever_ids_and_numbers_its_details_hold(
+    database: Database, letters: DeadLetters
+) -> None:
+    mark = f"mark-{uuid.uuid4()}"
+    for detail in ("SQLSTATE 22003, row 1", "SQLSTATE 22003, row 27", f"SQLSTATE 22003, row {uuid.uuid4()}",
+                   "SQLSTATE 22001, row 1"):  # fmt: skip
+        bury(database, event=str(uuid.uuid4()), session_id=mark, reason="rejected", detail=detail)
+
+    groups = letters.groups(Filter(session_id=mark), limit=50)
+
+    assert [group["letters"] for group in groups] == [3, 1]
+    assert letters.find(Filter(group=groups[1]["group"]), limit=1)[0]["detail"] == "SQLSTATE 22001, row 1"
 
 
 def test_each_part_of_a_filter_finds_what_it_should_and_nothing_else(database: Database, letters: DeadLetters) -> None:

@@ -38,7 +38,7 @@ from worker.embedded.binaries import postgres_bin, redis_server
 from worker.embedded.server import Server, free_port
 from worker.hold import Hold, hold_key, read_hold
 from worker.settings import load_settings
-from worker.sql_files import sql_files
+from worker.sql_files import sql_files, sql_version
 from worker.stream import GROUP
 from worker.worker_state import WorkerState, WorkerStates
 
@@ -774,10 +774,24 @@ def test_functions_are_expected_as_postgres_has_them(patient: Patient) -> None:
 def test_a_function_that_lacks_a_parameter_is_older_than_the_worker() -> None:
     there = expected_functions()
 
-    finding = check_functions(Description({**there, "complete_interview": frozenset({"p_session_id"})}, None))
+    older = {**there, "complete_interview": frozenset({"p_session_id"})}
+    finding = check_functions(Description(older, sql_version(), None))
 
     assert finding.state == "failed"
     assert "complete_interview (p_completed_at, p_feedback, p_score)" in finding.told
+
+
+def test_functions_of_another_version_are_found_out(patient: Patient) -> None:
+    patient.database.connection.execute(
+        "comment on function public.apply_interview_events(jsonb) is 'Applies a pack of events. Version 0123abcd.'"
+    )
+    patient.database.connection.execute("notify pgrst, 'reload schema'")
+    finding = patient.failed("SQL functions")
+    assert f"0123abcd, not {sql_version()}" in finding.told
+
+    patient.follow(finding)
+
+    patient.assert_well()
 
 
 # ------------------------------------------------------------------------------------------------- the command line

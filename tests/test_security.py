@@ -121,6 +121,10 @@ choose_interview_dead_letters
     execute                                    no       no       no       yes
 group_interview_dead_letters
     execute                                    no       no       no       yes
+count_interview_dead_letters
+    execute                                    no       no       no       yes
+received_interview_event
+    execute                                    no       no       no       yes
 note_interview_dead_letter_action
     execute                                    no       no       no       yes
 move_interview_dead_letters
@@ -148,6 +152,8 @@ READING_FUNCTIONS = {
     "find_interview_dead_letters",
     "choose_interview_dead_letters",
     "group_interview_dead_letters",
+    "count_interview_dead_letters",
+    "received_interview_event",
     "settle_interview_dead_letters",
 }
 TRIGGER_FUNCTIONS = {
@@ -348,6 +354,8 @@ def requests(actor: str) -> dict[Key, Request]:
         | on_function("find_interview_dead_letters", p_filter={})
         | on_function("choose_interview_dead_letters", p_filter={})
         | on_function("group_interview_dead_letters", p_filter={})
+        | on_function("count_interview_dead_letters")
+        | on_function("received_interview_event", p_event=new_event)
         | on_function("note_interview_dead_letter_action", p_action=action, p_letters=1)
         | on_function("move_interview_dead_letters", p_action=action, p_move="discard", p_ids=[str(LETTER)])
         | on_function("replace_interview_dead_letter", p_action=action, p_id=LETTER, p_event=new_event)

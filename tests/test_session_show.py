@@ -1,8 +1,10 @@
 """`interviews session show`: a session's story as a person reads it."""
 
+import json
 import random
 import uuid
 
+import pytest
 from click.testing import CliRunner
 
 from tests.database import Database, event
@@ -46,7 +48,7 @@ def test_each_event_is_told_with_what_it_changed(workers: Workers, database: Dat
     lines = [line.split() for line in shown(session_id).splitlines()]
     assert ["nothing", "new"] in [line[-2:] for line in lines if "10:06:00" in line]
     told = " ".join(" ".join(line) for line in lines)
-    for each in ("questions_answered 2", "interview_status cancelled", "(reason: called away)", "happened (UTC)"):
+    for each in ("questions_answered 2", "in_progress -> cancelled", "(reason: called away)", "happened (UTC)"):
         assert each in told
 
 
@@ -55,7 +57,48 @@ def test_an_event_that_waits_is_told_to_wait(workers: Workers, database: Databas
     database.apply(event("answered", session_id, questions_answered=1))
     told = " ".join(shown(session_id).split())
     assert f"{session_id} has not started" in told
-    assert "(waits for the start of its session)" in told
+    assert "answered waiting nothing before its session starts" in told
+
+
+def test_what_a_candidate_wrote_cannot_steer_the_terminal(
+    workers: Workers, database: Database, user: uuid.UUID
+) -> None:
+    session_id = f"steering-{user}"
+    start = event("started", session_id, user_id=str(user), email="e@example.com", resume_filename="\x1b[2Jcv.pdf")
+    finish = event("finished", session_id, feedback={"text": "\x1b]0;gone\x07" + "x" * 1000})
+    database.apply(start, finish)
+    output = shown(session_id)
+    assert "\\x1b[2Jcv.pdf" in output
+    assert "\x1b" not in output
+    assert "x" * 100 not in output  # shortened
+
+
+def test_a_program_is_told_what_each_event_changed(workers: Workers, database: Database, user: uuid.UUID) -> None:
+    session_id = f"program-{user}"
+    start = event("started", session_id, time="2026-11-23T10:00:00Z", user_id=str(user), email="e@example.com")
+    answers = [event("answered", session_id, time=f"2026-11-23T10:0{n}:00Z", questions_answered=n) for n in (1, 3)]
+    database.apply(start, *answers)
+    told = json.loads(CliRunner().invoke(interviews, ["session", "show", session_id, "--json"]).output)
+    assert [each["changed"].get("questions_answered") for each in told["events"]] == [None, [None, 1], [1, 3]]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_two_starts_and_two_finishes_at_one_time_the_story_tells_what_the_row_says(
+    workers: Workers, database: Database, user: uuid.UUID, order: int
+) -> None:
+    session_id, time = f"twice-{user}", "2026-11-23T10:00:00Z"
+    story = [
+        *(event("started", session_id, time=time, user_id=str(user), email=f"{n}@example.com") for n in range(2)),
+        *(event("finished", session_id, time=time, score=n) for n in (10, 20)),
+        event("cancelled", session_id, time=time),
+    ]
+    database.apply(*story[::order])
+    row: dict[str, object] = {}
+    for changed in folded(database, session_id):
+        row |= {name: after for name, (_, after) in changed.items()}
+    stands = database.session(session_id)
+    assert stands is not None
+    assert row == {name: stands[name] for name in row}
 
 
 def shuffled(story: list[Event], rng: random.Random) -> list[Event]:

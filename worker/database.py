@@ -17,6 +17,7 @@ from yarl import URL
 from worker import metrics, tracing
 from worker.errors import Misconfigured, RefusedCall, Unavailable
 from worker.settings import Settings
+from worker.sql_files import VERSION
 
 Outcome = Literal["applied", "duplicate", "waiting", "rejected"]
 DEADLOCK_RETRIES: Final = 3
@@ -52,10 +53,12 @@ class Letter(TypedDict):
 class Description:
     """What PostgREST tells our key of itself: the functions that it may call with their parameters, and the time.
 
-    `told_at` is a Unix time in whole seconds, None where the answer has none.
+    `sql_version` is as in sql_files.py, "" where the SQL does not say; `told_at` is a Unix time in whole seconds, None
+    where the answer has none.
     """
 
     functions: Mapping[str, frozenset[str]]
+    sql_version: str
     told_at: float | None
 
 
@@ -181,17 +184,24 @@ class Deadlocked(Unavailable):
 def _description(response: httpx.Response) -> Description:
     """Read PostgREST's OpenAPI document."""
     try:
-        functions = {
-            path.removeprefix("/rpc/"): frozenset(
-                name for part in methods["post"]["parameters"] for name in part.get("schema", {}).get("properties", {})
-            )
+        posts = {
+            path.removeprefix("/rpc/"): methods["post"]
             for path, methods in response.json()["paths"].items()
             if path.startswith("/rpc/")
         }
+        functions = {
+            name: frozenset(
+                each for part in post["parameters"] for each in part.get("schema", {}).get("properties", {})
+            )
+            for name, post in posts.items()
+        }
+        version = VERSION.search(posts.get("apply_interview_events", {}).get("summary", ""))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Misconfigured("no Supabase API there", remedy="set SUPABASE_URL to the project's URL") from error
     date = response.headers.get("Date")
-    return Description(functions, parsedate_to_datetime(date).timestamp() if date else None)
+    return Description(
+        functions, version[0] if version else "", parsedate_to_datetime(date).timestamp() if date else None
+    )
 
 
 def _trace(request: httpx.Request) -> None:

@@ -126,7 +126,7 @@ class Demo:
             "select count(*) as sessions, count(*) filter (where interview_status = 'completed') as completed"
             " from public.interview_sessions"
         )
-        ledger, dead = self._applied(), self.letters.count("open")
+        ledger, dead = self._applied(), sum(self.letters.counts()["open"].values())
         self.console.print(
             Panel(
                 f"{counts['sessions']} sessions, {counts['completed']} of them completed\n"

@@ -25,7 +25,6 @@ BATCH: Final = 500  # letters moved in one transaction
 PAGE: Final = 100  # letters read whole in one answer: their ids travel in the URL
 LADDER: Final = (1, 10, 100)  # letters replayed before more are; then all
 POLL_SECONDS: Final = 0.25
-MAX_GROUPS: Final = 1000
 
 
 @dataclass(frozen=True)
@@ -41,11 +40,11 @@ class Filter:
     until: str | None = None
     text: str | None = None  # in the detail, in either case
     group: str | None = None  # see DeadLetters.groups
-    ids: tuple[int, ...] = ()
+    ids: tuple[int, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """What is set."""
-        return {name: value for name, value in vars(self).items() if value}
+        """What is set; no ids mean no letter."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -119,12 +118,11 @@ class DeadLetters:
         groups: list[dict[str, Any]] = self._rpc("group_interview_dead_letters", parameters)
         return groups
 
-    def reasons(self) -> dict[str, int]:
-        """How many open letters there are of each reason, the most first."""
-        counts = Counter[str]()
-        for group in self.groups(Filter(), limit=MAX_GROUPS):
-            counts[group["reason"]] += group["letters"]
-        return dict(counts.most_common())
+    def counts(self) -> dict[Status, dict[str, int]]:
+        """How many letters are "open" and how many "replayed", by reason, the most first."""
+        counts = self._rpc("count_interview_dead_letters", {})
+        unfinished: tuple[Status, ...] = ("open", "replayed")
+        return {status: dict(Counter(counts.get(status, {})).most_common()) for status in unfinished}
 
     def choose(self, wanted: Filter) -> Chosen:
         """The letters that a filter means."""
@@ -139,10 +137,6 @@ class DeadLetters:
         for batch in _batches(sorted(ids), PAGE):
             for letter in self._select(batch):
                 yield letter["id"], original_bytes(letter["event"])
-
-    def count(self, status: Status) -> int:
-        """How many letters there are of one status."""
-        return self._database.count(TABLE, lambda rows: rows.eq("status", status))
 
     def audit(self, *, limit: int) -> list[dict[str, Any]]:
         """The latest actions, the last first."""

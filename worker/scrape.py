@@ -158,7 +158,7 @@ class OfSupabase:
         known: Numbers | None = None
         try:
             known = {
-                "interview_dead_letters_open": DeadLetters(self._database).count("open"),
+                "interview_dead_letters_open": sum(DeadLetters(self._database).counts()["open"].values()),
                 "interview_ledger_waiting_events": self._database.count_waiting(),
             }
         except WorkerError as error:

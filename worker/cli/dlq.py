@@ -359,7 +359,7 @@ def _existing(letters: DeadLetters, letter_id: int) -> Letter:
 def _chosen(letters: DeadLetters, wanted: Filter, done: str, *, dry_run: bool, ask: bool) -> Chosen:
     """The letters that are meant; shown for a dry run and before a question."""
     found = letters.choose(wanted)
-    missing = sorted(set(wanted.ids) - set(found.ids))
+    missing = sorted(set(wanted.ids or ()) - set(found.ids))
     if missing:
         raise WorkerError(f"no dead letter {', '.join(map(str, missing))}: see 'interviews dlq list --status all'")
     if dry_run or ask:

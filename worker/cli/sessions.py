@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from worker.cli.screen import print_json, print_table, progress_bar
+from worker.cli.screen import print_json, print_table, printable, progress_bar
 from worker.cli.servers import open_database
 from worker.errors import RefusedCall, WorkerError
 from worker.sessions import Finding, Sessions, changes
@@ -16,7 +16,7 @@ from worker.settings import load_settings
 NEEDS_A_PERSON = 3
 FAULTS = {"behind"}  # the other kinds have honest causes
 SHOWN = 20  # findings printed for a person
-WIDEST = 60  # characters of a value, feedback for one; --json has all
+WIDEST = 50  # characters of a value, feedback for one; --json has all
 AT_ITS_TIME = {"created_at", "completed_at"}  # the event's own, which stands before it
 NAMES = {"user_id", "email", "resume_filename", "job_description_filename"}  # long, and they stand above the story
 REMEDIES = {
@@ -61,23 +61,26 @@ def session() -> None:
 @click.argument("session_id")
 @click.option("--json", "as_json", is_flag=True, help="For a program.")
 def show(session_id: str, as_json: bool) -> None:
-    """Show a session's row and its story: each event as it happened, when it came, and what it changed."""
+    """Show a session's row and its story: each event as it happened, how late it came, and what it changed."""
     sessions = Sessions(open_database(load_settings()))
     row, events = sessions.get(session_id), sessions.timeline(session_id)
     if row is None and not events:
         raise WorkerError(f"no session {session_id}, and no event of it")
+    story = list(zip(events, changes(events), strict=True))
     if as_json:
-        print_json({"session": row, "events": events})
+        print_json({"session": row, "events": [event | {"changed": changed} for event, changed in story]})
         return
-    for name, value in (row or {"session_id": f"{session_id} has not started"}).items():
+    if row is None:
+        click.echo(printable(f"{session_id} has not started"))
+    for name, value in (row or {}).items():
         if value is not None:
-            click.echo(f"{name:26} {value}")
+            click.echo(f"{name:26} {_shortened(value) if name == 'feedback' else printable(str(value))}")
     click.echo()
     print_table(
-        ("happened (UTC)", "arrived", "event", "the row after it"),
+        ("happened (UTC)", "arrived", "event", "outcome", "changed in the row"),
         (
-            (_moment(event["occurred_at"]), _arrived(event), _kind(event), _changed(event, changed))
-            for event, changed in zip(events, changes(events), strict=True)
+            (_moment(event["occurred_at"]), _arrived(event), _kind(event), _outcome(event), _changed(event, changed))
+            for event, changed in story
         ),
     )
 
@@ -97,7 +100,7 @@ def rebuild(session_id: str, force: bool) -> None:
         raise WorkerError(f"{refused}: nothing changed; --force restores it and loses the rest") from refused
     changed = [name for name in after if after[name] != before.get(name)]
     for name in changed:
-        click.echo(f"{name}: {before.get(name)} -> {after[name]}")
+        click.echo(f"{name}: {_shortened(before.get(name))} -> {_shortened(after[name])}")
     click.echo("restored" if changed else "it was as its ledger says")
 
 
@@ -127,18 +130,27 @@ def _kind(event: dict[str, Any]) -> str:
     return str(event["type"]).removeprefix("interview.")
 
 
+def _outcome(event: dict[str, Any]) -> str:
+    return "applied" if event["applied_at"] else "waiting"
+
+
 def _changed(event: dict[str, Any], changed: dict[str, tuple[Any, Any]]) -> str:
     """One line for each column that the event changed."""
-    told = [f"{name} {_shortened(after)}" for name, (_, after) in changed.items() if name not in AT_ITS_TIME | NAMES]
+    told = [
+        f"{name} {_shortened(after) if before is None else f'{_shortened(before)} -> {_shortened(after)}'}"
+        for name, (before, after) in changed.items()
+        if name not in AT_ITS_TIME | NAMES
+    ]
     if changed.keys() & NAMES:
         told.append("user, e-mail and file names as above")
     if reason := event["payload"].get("reason"):
-        told.append(f"(reason: {reason})")
+        told.append(f"(reason: {_shortened(reason)})")
     if not event["applied_at"]:
-        told.append("(waits for the start of its session)")
+        return "nothing before its session starts"
     return "\n".join(told) or "nothing new"
 
 
 def _shortened(value: Any) -> str:
-    text = str(value)
+    """On one line, as a terminal may be sent it."""
+    text = printable(str(value)).replace("\n", " ")
     return text if len(text) <= WIDEST else f"{text[:WIDEST]}…"

@@ -22,6 +22,8 @@ from worker.stream import EventStream, StreamState
 from worker.worker_state import WorkerStates
 
 NEEDS_A_PERSON = 3
+NEARLY_FULL = 0.9
+MIB = 1024**2
 
 Report = dict[str, Any]
 
@@ -77,6 +79,8 @@ def _of_redis(settings: Settings, client: redis.Redis) -> Report:
     stream = EventStream(client, settings.stream).state()
     hold = read_hold(client, hold_key(settings.stream))
     return {
+        "redis": "ok",  # it answered
+        "redis_memory": _memory(client),
         "stream_length": stream.length,
         "stream_claimed": stream.pending,
         "oldest_seconds": round(stream.oldest_seconds, 1),
@@ -85,6 +89,15 @@ def _of_redis(settings: Settings, client: redis.Redis) -> Report:
         "hold": hold and {"reason": hold.reason, "seconds": round(time.time() - hold.since), "remedy": hold.remedy},
         "workers": _workers(client, settings.stream, stream),
     }
+
+
+def _memory(client: redis.Redis) -> Report | None:
+    """Bytes used, and at most (0 for no limit); None where our user may not know."""
+    try:
+        told: Any = client.info("memory")
+    except redis.exceptions.NoPermissionError:
+        return None
+    return {"used": told["used_memory"], "limit": told["maxmemory"]}
 
 
 def _workers(client: redis.Redis, key: str, stream: StreamState) -> list[Report]:
@@ -114,10 +127,10 @@ def _of_supabase(database: Database) -> Report:
     report |= {"supabase": "ok", "supabase_remedy": None}
     try:
         report["waiting"] = database.count_waiting()
-        letters = DeadLetters(database)
-        report["dead_letters_open"] = letters.count("open")
-        report["dead_letters_replayed"] = letters.count("replayed")
-        report["dead_letters_by_reason"] = letters.reasons() if report["dead_letters_open"] else {}
+        letters = DeadLetters(database).counts()
+        report["dead_letters_open"] = sum(letters["open"].values())
+        report["dead_letters_replayed"] = sum(letters["replayed"].values())
+        report["dead_letters_by_reason"] = letters["open"]
     except Unavailable as ill:
         report["supabase"] = str(ill)
         report["supabase_remedy"] = ill.remedy if isinstance(ill, Misconfigured) else None
@@ -126,7 +139,7 @@ def _of_supabase(database: Database) -> Report:
 
 def _problems(report: Report, settings: Settings) -> list[str]:
     """What needs a person, each with what to do next."""
-    hold, workers = report["hold"], report["workers"]
+    hold, workers, memory = report["hold"], report["workers"], report["redis_memory"]
     found = [
         f"{each['worker']} is {each['state']}: restart it, its events are taken over"
         for each in workers
@@ -134,6 +147,8 @@ def _problems(report: Report, settings: Settings) -> list[str]:
     ]
     if report["oldest_seconds"] > settings.reclaim_seconds and all(each["state"] == "silent" for each in workers):
         found.append("events wait and no worker runs: celery -A worker worker")
+    if memory and memory["limit"] and memory["used"] > NEARLY_FULL * memory["limit"]:
+        found.append("Redis is nearly full, and then refuses events: add workers, or raise its maxmemory")
     if report["supabase_remedy"]:
         found.append(f"Supabase: {report['supabase_remedy']}")
     elif hold and hold["remedy"]:
@@ -157,6 +172,7 @@ def _rows(report: Report, problems: list[str]) -> list[tuple[str, str]]:
         ("last minute", _last_minute(report["outcomes_last_minute"])),
         *zip(["workers", *[""] * len(workers)], workers or ["none"], strict=False),
         ("hold", f"for {hold['seconds']} s: {hold['reason']}" if hold else "none"),
+        ("redis", report["redis"] + _told_memory(report["redis_memory"])),
         ("supabase", report["supabase"]),
         ("waiting", f"{_shown(report['waiting'])} events whose session has not started"),
         (
@@ -166,6 +182,13 @@ def _rows(report: Report, problems: list[str]) -> list[tuple[str, str]]:
         ),
         *zip(["to do", *[""] * len(problems)], problems or ["nothing"], strict=False),
     ]
+
+
+def _told_memory(memory: Report | None) -> str:
+    if memory is None:
+        return ""
+    limit = f" of {memory['limit'] / MIB:.0f}" if memory["limit"] else ""
+    return f", {memory['used'] / MIB:.1f}{limit} MiB used"
 
 
 def _last_minute(outcomes: dict[str, int]) -> str:

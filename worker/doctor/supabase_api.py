@@ -20,7 +20,7 @@ from worker.doctor.finding import Finding
 from worker.errors import Misconfigured, WorkerError
 from worker.sessions import Sessions
 from worker.settings import Settings
-from worker.sql_files import sql_files
+from worker.sql_files import sql_files, sql_version
 
 SHOWN: Final = 6  # characters of a key
 NAMED: Final = 5  # functions in one line
@@ -105,10 +105,7 @@ def _key(state: Any, told: str) -> Finding:
 
 
 def check_functions(api: Description | None) -> Finding:
-    """Are all functions of our SQL there, with all parameters, and open to the key?
-
-    A function whose body alone is older is not found out.
-    """
+    """Are all functions of our SQL there, with all parameters, of our version, and open to the key?"""
     check, wanted = "SQL functions", expected_functions()
     if api is None:
         return Finding(check, "unknown", "PostgREST's description of itself is switched off", RUN_SQL)
@@ -120,9 +117,11 @@ def check_functions(api: Description | None) -> Finding:
     ]
     told = [f"missing, or without grant: {_few(closed)}"] if closed else []
     told += [f"older than this worker, without a parameter: {_few(older)}"] if older else []
+    if not told and api.sql_version != sql_version():
+        told = [f"another version than this worker's: {api.sql_version or 'unknown'}, not {sql_version()}"]
     if told:
         return Finding(check, "failed", "; ".join(told), RUN_SQL)
-    return Finding(check, "ok", f"all {len(wanted)} are there, with their parameters and grants")
+    return Finding(check, "ok", f"all {len(wanted)} are there, with their grants, in version {api.sql_version}")
 
 
 def _few(names: list[str]) -> str:
