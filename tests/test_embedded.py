@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -134,6 +135,22 @@ def test_a_second_stack_in_the_same_folder_is_refused_and_leaves_the_first_alone
 def test_two_stacks_in_two_folders_do_not_meet(stack: Stack, folder: Path) -> None:
     with Stack(folder) as other:
         assert set(other.environment.values()).isdisjoint(stack.environment.values())
+
+
+def test_a_port_that_is_taken_before_its_server_starts_is_replaced(folder: Path) -> None:
+    taken: list[socket.socket] = []
+
+    class Robbed(Stack):
+        def _apply_sql(self) -> None:
+            super()._apply_sql()
+            if not taken:
+                taken.append(socket.create_server(("127.0.0.1", self._state["ports"]["postgrest"])))
+
+    with Robbed(folder) as stack, taken[0] as thief:
+        ports = stack._state["ports"]
+        assert ports["postgrest"] != thief.getsockname()[1]
+        assert len(set(ports.values())) == len(ports)
+        assert stack.postgrest.ready()
 
 
 def test_a_temporary_stack_leaves_no_folder(folder: Path) -> None:

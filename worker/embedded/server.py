@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,13 +112,15 @@ def primary_group(user: str) -> int:
     return pwd.getpwnam(user).pw_gid
 
 
-def free_port(wanted: int | None = None) -> int:
-    """A free TCP port of 127.0.0.1: the wanted one where it is free, else any.
+def free_port(wanted: int | None = None, *, but: Collection[int] = ()) -> int:
+    """A free TCP port of 127.0.0.1: the wanted one where it is free, else any `but` these.
 
     Below those that the system gives to outgoing connections: one of them could take it before its server does. Drawn
     from the system's randomness: a seeded program beside us, as a test run, would draw the same.
     """
     for port in (*([wanted] if wanted else []), *random.SystemRandom().sample(range(20_000, 32_000), 100), 0):
+        if port in but:
+            continue
         with socket.socket() as probe, suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))

@@ -23,6 +23,7 @@ from worker.embedded.server import READY_SECONDS, STOP_SECONDS, Server, StackErr
 from worker.sql_files import sql_files
 
 RUNNING = "running"  # a file that is there while all servers are ready
+PORTS = ("postgres", "redis", "postgrest", "postgrest_admin")
 JWT_EXPIRY = 4102444800  # 2100-01-01: a key that outlives every demo
 
 
@@ -96,23 +97,37 @@ class Stack:
         self._lock = _take_lock(self.folder)
         if self._lock is None:
             raise StackError(f"a stack is running in {self.folder} already: stop it, or use another --data folder")
-        self._state = self._load_state()
         (self.folder / "log").mkdir(exist_ok=True)
         (self.folder / RUNNING).unlink(missing_ok=True)  # of a run that was killed
+        self._state = self._load_state()
+        while True:
+            try:
+                self._start_servers()
+                break
+            except StackError:
+                self._stop_servers()
+                ports, self._state = self._state["ports"], self._load_state()
+                if self._state["ports"] == ports:  # or else somebody took one of them before its server did
+                    raise
+        (self.folder / RUNNING).touch()
+
+    def _start_servers(self) -> None:
         self.postgres, self.redis, self.postgrest = self._postgres(), self._redis(), self._postgrest()
         self.postgres.start()
         self._apply_sql()
         self.redis.start()
         self.postgrest.start()
-        (self.folder / RUNNING).touch()
 
-    def _stop(self) -> None:
-        if self._lock is not None:
-            (self.folder / RUNNING).unlink(missing_ok=True)
+    def _stop_servers(self) -> None:
         for name in ("postgrest", "redis", "postgres"):
             server: Server | None = getattr(self, name, None)
             if server is not None:
                 server.stop()
+
+    def _stop(self) -> None:
+        if self._lock is not None:
+            (self.folder / RUNNING).unlink(missing_ok=True)
+        self._stop_servers()
         if self._lock is not None:
             if self.temporary:
                 shutil.rmtree(self.folder, ignore_errors=True)
@@ -122,9 +137,11 @@ class Stack:
     def _load_state(self) -> State:
         file = self.folder / "state.json"
         old: State | None = json.loads(file.read_text()) if file.exists() else None
-        ports = old["ports"] if old else {}
+        ports = dict(old["ports"] if old else {})
+        for name in PORTS:
+            ports[name] = free_port(ports.get(name), but={each for other, each in ports.items() if other != name})
         state = State(
-            ports={name: free_port(ports.get(name)) for name in ("postgres", "redis", "postgrest", "postgrest_admin")},
+            ports=ports,
             postgres_password=old["postgres_password"] if old else secrets.token_urlsafe(24),
             redis_password=old["redis_password"] if old else secrets.token_urlsafe(24),
             jwt_secret=old["jwt_secret"] if old else secrets.token_urlsafe(48),
