@@ -3,6 +3,7 @@
 HYPOTHESIS_PROFILE=long looks ten times as far.
 """
 
+import json
 import uuid
 from dataclasses import dataclass
 from typing import Any
@@ -125,3 +126,44 @@ def test_any_order_any_repetition_and_any_split_into_packs_leave_the_same_row(
         ledger = [(str(kept["event_id"]), kept["applied_at"] is not None) for kept in database.ledger(session_id)]
         assert sorted(ledger) == sorted((each["id"], row is not None) for each in story)
         assert database.dead_letters(session_id) == []
+
+
+def call_rpcs(database: Database, told: dict[str, Any]) -> None:
+    """What a person's front end would call, at the event's time."""
+    session_id, data, time = told["subject"], told["data"], told["time"]
+    progress = [data.get(name) for name in ("questions_answered", "duration_minutes", "total_questions")]
+    match told["type"].removeprefix("interview."):
+        case "started":
+            names = [data.get(name) for name in ("resume_filename", "job_description_filename", "total_questions")]
+            database.one(
+                "select public.create_interview_session(%s, %s, %s, %s, %s, %s, %s)",
+                *(data["user_id"], data["email"], session_id, *names, time),
+            )
+        case "finished":
+            feedback = json.dumps(data["feedback"]) if data.get("feedback") is not None else None
+            database.one(
+                "select public.complete_interview(%s, %s::numeric, %s, %s)",
+                session_id,
+                data.get("score"),
+                feedback,
+                time,
+            )
+        case "cancelled":
+            database.one("select public.cancel_interview(%s, %s)", session_id, data.get("reason"))
+    if any(number is not None for number in progress):
+        database.one("select public.update_interview_progress(%s, %s, %s, %s)", session_id, *progress)
+
+
+@PROFILE
+@given(delivery=deliveries())
+def test_the_rpcs_called_one_by_one_leave_the_row_that_the_events_leave(
+    database: Database, delivery: tuple[list[Draft], list[list[int]]]
+) -> None:
+    events = fresh(delivery[0], [database.create_user() for _ in range(SESSIONS)])
+    for session_id in {each["subject"] for each in events}:
+        untied = {each["time"]: each for each in events if each["subject"] == session_id}  # people have no event ids
+        story = sorted(untied.values(), key=lambda each: each["type"] != "interview.started")  # else as it was drawn
+        if story[0]["type"] == "interview.started":
+            for each in story:
+                call_rpcs(database, each)
+            assert comparable(database.session(session_id)) == expected_row(story)
