@@ -55,6 +55,10 @@ class Database:
         assert [answer["id"] for answer in answers] == [event.get("id") for event in events]
         return [answer["outcome"] for answer in answers]
 
+    def record_dead(self, **letter: Any) -> None:
+        """Record an event as a dead letter, as a worker does."""
+        self.one("select public.record_dead_interview_events(%s)", json.dumps([letter]))
+
     def session(self, session_id: str) -> Row | None:
         """The session's row without its surrogate key, None where there is none."""
         rows = self.all(

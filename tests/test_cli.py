@@ -50,14 +50,13 @@ def bury(environment: dict[str, str], database: Database) -> Bury:
     def record(
         raw: bytes | None = None, *, reason: str = "unknown_user", status: str = "open", session_id: str = "session_1"
     ) -> int:
-        letter = {
-            "event": stored_text(raw if raw is not None else json.dumps(event("paused", "session_1")).encode()),
-            "session_id": session_id,
-            "type": "interview.paused",
-            "reason": reason,
-            "detail": "told by the test",
-        }
-        database.one("select public.record_dead_interview_events(%s)", json.dumps([letter]))
+        database.record_dead(
+            event=stored_text(raw if raw is not None else json.dumps(event("paused", "session_1")).encode()),
+            session_id=session_id,
+            type="interview.paused",
+            reason=reason,
+            detail="told by the test",
+        )
         row = database.one("select max(id) as id from public.interview_dead_letters")
         database.connection.execute(
             "update public.interview_dead_letters set status = %s where id = %s", (status, row["id"])

@@ -43,16 +43,11 @@ def buried(database: Database, user: uuid.UUID, count: int) -> Filter:
     return Filter(user_id=str(user))
 
 
-def bury(database: Database, **letter: str) -> None:
-    """A letter that a worker records."""
-    database.one("select public.record_dead_interview_events(%s)", json.dumps([letter]))
-
-
 def poisoned(database: Database, event: Event) -> str:
     """A letter that killed its workers, spaced as nobody else writes it; answer its text."""
     received = json.dumps(event, indent=4)
     names = {"event_id": event["id"], "session_id": event["subject"], "type": event["type"]}
-    bury(database, event=received, **names, reason="poison", detail="tried 5 times")
+    database.record_dead(event=received, **names, reason="poison", detail="tried 5 times")
     return received
 
 
@@ -373,7 +368,7 @@ def test_a_group_is_one_cause_whatever_ids_and_numbers_its_details_hold(
     mark = f"mark-{uuid.uuid4()}"
     for detail in ("SQLSTATE 22003, row 1", "SQLSTATE 22003, row 27", f"SQLSTATE 22003, row {uuid.uuid4()}",
                    "SQLSTATE 22001, row 1"):  # fmt: skip
-        bury(database, event=str(uuid.uuid4()), session_id=mark, reason="rejected", detail=detail)
+        database.record_dead(event=str(uuid.uuid4()), session_id=mark, reason="rejected", detail=detail)
 
     groups = letters.groups(Filter(session_id=mark), limit=50)
 

@@ -20,16 +20,17 @@ def sql_files() -> list[Path]:
     return [sql_folder() / name for name in ORDER]
 
 
+def sql_text() -> str:
+    """What stands in both."""
+    return "".join(file.read_text() for file in sql_files())
+
+
 def sql_version() -> str:
     """What the files say of themselves, and then the database."""
-    found = VERSION.search(_text())
+    found = VERSION.search(sql_text())
     return found[0] if found else ""
 
 
 def worked_out_version() -> str:
     """What they should say: a digest of all else in them."""
-    return sha256(VERSION.sub("", _text()).encode()).hexdigest()[:8]
-
-
-def _text() -> str:
-    return "".join(file.read_text() for file in sql_files())
+    return sha256(VERSION.sub("", sql_text()).encode()).hexdigest()[:8]

@@ -14,6 +14,7 @@ from worker.cli.screen import make_table, print_json, print_table, screen
 from worker.cli.servers import open_database, open_redis
 from worker.database import Database
 from worker.dlq import DeadLetters
+from worker.doctor.broker import FULL, MEBIBYTE
 from worker.errors import Misconfigured, Unavailable
 from worker.hold import hold_key, read_hold
 from worker.outcomes import Outcomes
@@ -22,8 +23,6 @@ from worker.stream import EventStream, StreamState
 from worker.worker_state import WorkerStates
 
 NEEDS_A_PERSON = 3
-NEARLY_FULL = 0.9
-MIB = 1024**2
 
 Report = dict[str, Any]
 
@@ -147,7 +146,7 @@ def _problems(report: Report, settings: Settings) -> list[str]:
     ]
     if report["oldest_seconds"] > settings.reclaim_seconds and all(each["state"] == "silent" for each in workers):
         found.append("events wait and no worker runs: celery -A worker worker")
-    if memory and memory["limit"] and memory["used"] > NEARLY_FULL * memory["limit"]:
+    if memory and memory["limit"] and memory["used"] > FULL * memory["limit"]:
         found.append("Redis is nearly full, and then refuses events: add workers, or raise its maxmemory")
     if report["supabase_remedy"]:
         found.append(f"Supabase: {report['supabase_remedy']}")
@@ -187,8 +186,8 @@ def _rows(report: Report, problems: list[str]) -> list[tuple[str, str]]:
 def _told_memory(memory: Report | None) -> str:
     if memory is None:
         return ""
-    limit = f" of {memory['limit'] / MIB:.0f}" if memory["limit"] else ""
-    return f", {memory['used'] / MIB:.1f}{limit} MiB used"
+    limit = f" of {memory['limit'] / MEBIBYTE:.0f}" if memory["limit"] else ""
+    return f", {memory['used'] / MEBIBYTE:.1f}{limit} MiB used"
 
 
 def _last_minute(outcomes: dict[str, int]) -> str:

@@ -20,7 +20,7 @@ from worker.doctor.finding import Finding
 from worker.errors import Misconfigured, WorkerError
 from worker.sessions import Sessions
 from worker.settings import Settings
-from worker.sql_files import sql_files, sql_version
+from worker.sql_files import sql_text, sql_version
 
 SHOWN: Final = 6  # characters of a key
 NAMED: Final = 5  # functions in one line
@@ -130,7 +130,7 @@ def _few(names: list[str]) -> str:
 
 def expected_functions() -> dict[str, frozenset[str]]:
     """The functions that our SQL files grant to service_role, with the names of their parameters."""
-    text = "".join(file.read_text() for file in sql_files())
+    text = sql_text()
     defined = dict(re.findall(r"create or replace function public\.(\w+)\(([^)]*)\)", text))
     grants = re.findall(r"grant execute on function([^;]*)\bto\b[^;]*\bservice_role\b", text)
     return {
