@@ -217,7 +217,7 @@ def test_the_call_of_supabase_carries_the_span_of_the_rpc(
     client.event_hooks = {**client.event_hooks, "request": [*client.event_hooks["request"], sent.append]}
 
     with tracing.pack_span(1, [traceparent]):
-        (answer,) = database.apply_events([started(user, rng, traceparent).model_dump(mode="json", exclude_none=True)])
+        (answer,) = database.apply_events([started(user, rng, traceparent)])
     database.count_waiting()  # part of no span
     database.close()
 

@@ -3,10 +3,9 @@
 import time
 from collections import Counter
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
-from events import InvalidEvent, parse_event
+from events import Event, InvalidEvent, parse_event
 from worker import metrics, tracing
 from worker.database import Answer, Database, Letter
 from worker.dead_letters import dead_letter
@@ -24,11 +23,10 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True)
 class ValidEvent:
-    """An event that keeps the contract: as it came, and as the RPC takes it; and its time."""
+    """An event that keeps the contract, and as it came."""
 
     raw: bytes
-    body: dict[str, Any]
-    time: datetime
+    event: Event
 
 
 class Applier:
@@ -52,7 +50,7 @@ class Applier:
             valid, letters = list[ValidEvent](), [_poison(pack.events[0])]
         else:
             valid, letters = _validate(pack)
-        with tracing.pack_span(len(pack.events), (event.body.get("traceparent") for event in valid)):
+        with tracing.pack_span(len(pack.events), (each.event.traceparent for each in valid)):
             outcomes = self._apply_events(valid) + self._dead_letter(letters)
             metrics.count_pack(len(pack.events))
             self._dead_share.count(outcomes)
@@ -64,14 +62,14 @@ class Applier:
         if not events:
             return Counter()
         try:
-            answers = self._hold.run(lambda: self._database.apply_events([event.body for event in events]))
+            answers = self._hold.run(lambda: self._database.apply_events([each.event for each in events]))
         except RefusedCall as refused:
             if len(events) == 1:
                 return self._dead_letter([dead_letter(events[0].raw, "rejected", refused.detail)])
             half = len(events) // 2
             return self._apply_events(events[:half]) + self._apply_events(events[half:])
         metrics.count_lag(
-            event.time for event, answer in zip(events, answers, strict=True) if answer["outcome"] == "applied"
+            each.event.time for each, answer in zip(events, answers, strict=True) if answer["outcome"] == "applied"
         )
         return _told(answers)
 
@@ -93,11 +91,9 @@ def _validate(pack: Pack) -> tuple[list[ValidEvent], list[Letter]]:
     letters: list[Letter] = []
     for raw in pack.events:
         try:
-            event = parse_event(raw)
+            valid.append(ValidEvent(raw, parse_event(raw)))
         except InvalidEvent as invalid:
             letters.append(dead_letter(raw, invalid.reason, invalid.detail))
-        else:
-            valid.append(ValidEvent(raw, event.model_dump(mode="json", exclude_none=True), event.time))
     return valid, letters
 
 
