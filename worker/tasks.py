@@ -1,12 +1,13 @@
 """The Celery task. It carries work and is never the only copy of an event: the stream remembers."""
 
+import gc
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import redis
 from celery import Task, shared_task
-from celery.signals import worker_process_shutdown
+from celery.signals import worker_process_init, worker_process_shutdown
 from celery.worker.request import Request
 
 from worker import tracing
@@ -67,6 +68,12 @@ def purge() -> None:
     if context.settings.keep_ledger_days is not None:
         count = context.database.purge(days=context.settings.keep_ledger_days)
         log.info("ledger.purged", count=count, days=context.settings.keep_ledger_days)
+
+
+@worker_process_init.connect
+def _begin_process(**_: Any) -> None:
+    """A process of the pool begins: what was loaded stays, and need not be searched for garbage with each pack."""
+    gc.freeze()
 
 
 @worker_process_shutdown.connect
