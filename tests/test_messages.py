@@ -96,6 +96,7 @@ UNREADABLE: dict[str, bytes] = {
     "a body in another encoding": changed(properties__body_encoding="rot13"),
     "arguments that the task does not take": changed(body=encoded_body([[1, 2, 3], {"a": 1}, None])),
     "a pack that is none": with_pack("events"),
+    "a pack in base64 that is none": with_pack("AAAA"),
     "a pack without ids": with_pack({"events": ["{}"], "alone": False}),
     "a pack with more events than ids": with_pack({"ids": ["1-1"], "events": ["{}", "{}"], "alone": False}),
     "a pack with bytes that are not base64": with_pack({"ids": ["1-1"], "events": [{"base64": "%"}], "alone": False}),

@@ -3,6 +3,7 @@
 import base64
 import json
 import uuid
+import zlib
 from typing import Any
 
 import pytest
@@ -24,6 +25,31 @@ def test_a_pack_crosses_celery_byte_for_byte(entries: list[tuple[str, bytes]], a
     pack = Pack(tuple(entry_id for entry_id, _ in entries), tuple(raw for _, raw in entries), alone)
 
     assert Pack.from_message(json.loads(json.dumps(pack.to_message()))) == pack
+
+
+def compact(head: object, events: bytes) -> str:
+    return base64.b64encode(zlib.compress(json.dumps(head).encode() + b"\n" + events)).decode()
+
+
+def test_a_compact_pack_is_read_byte_for_byte() -> None:
+    message = compact([["1-0", "2-0", "3-0"], [3, 0, 2], False], b"a\nb\xff\0")
+
+    assert Pack.from_message(message) == Pack(("1-0", "2-0", "3-0"), (b"a\nb", b"", b"\xff\0"))
+
+
+@pytest.mark.parametrize("message", [
+    "",
+    "no base64",
+    base64.b64encode(b"no zlib stream").decode(),
+    compact([["1-0"], [3], False], b"abc")[:-8],
+    compact("no head", b""),
+    compact([["1-0"], [3, 0], False], b"abc"),
+    compact([["1-0"], [2], False], b"abc"),
+    compact([["1-0", "2-0"], [-1, 4], False], b"abc"),
+])  # fmt: skip
+def test_what_is_no_pack_is_refused(message: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - of several libraries, each in its own words
+        Pack.from_message(message)
 
 
 def test_an_event_travels_as_readable_text_where_it_is_text() -> None:

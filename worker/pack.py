@@ -2,10 +2,13 @@
 
 import base64
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from itertools import accumulate
+from typing import Annotated, Final, Self
 
+from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict  # pydantic reads it, and before Python 3.12 not typing's
 
 from events.publisher import FIELD
@@ -15,12 +18,18 @@ class Encoded(TypedDict):
     base64: str
 
 
-class Message(TypedDict):
-    """A pack as Celery carries it, in JSON."""
+class Readable(TypedDict):
+    """A pack as JSON."""
 
     ids: list[str]
     events: list[str | Encoded]
     alone: bool
+
+
+# As Celery carries a pack: in base64 a zlib stream, of one line of JSON, [ids, sizes in bytes, alone], and the events'
+# bytes; or, from workers of before, readable.
+Message = str | Readable
+_HEAD: Final = TypeAdapter(tuple[list[str], list[Annotated[int, Field(ge=0)]], bool])
 
 
 @dataclass(frozen=True)
@@ -31,13 +40,29 @@ class Pack:
     events: tuple[bytes, ...]
     alone: bool = False
 
-    def to_message(self) -> Message:
+    def to_message(self) -> Readable:
         """As JSON can carry it: bytes that are not UTF-8 travel in base64."""
-        return Message(ids=list(self.entry_ids), events=[_encoded(raw) for raw in self.events], alone=self.alone)
+        return Readable(ids=list(self.entry_ids), events=[_encoded(raw) for raw in self.events], alone=self.alone)
 
     @classmethod
     def from_message(cls, message: Message) -> Self:
         """The reverse of to_message. Raises ValueError for what is none of its results."""
+        return cls._from_compact(message) if isinstance(message, str) else cls._from_readable(message)
+
+    @classmethod
+    def _from_compact(cls, message: str) -> Self:
+        try:
+            head, _, events = zlib.decompress(base64.b64decode(message, validate=True)).partition(b"\n")
+        except zlib.error as error:
+            raise ValueError(f"a pack is a zlib stream: {error}") from error
+        ids, sizes, alone = _HEAD.validate_json(head)
+        if len(ids) != len(sizes) or sum(sizes) != len(events):
+            raise ValueError("a pack has one id and one size for each event")
+        ends = list(accumulate(sizes))
+        return cls(tuple(ids), tuple(events[end - size : end] for end, size in zip(ends, sizes, strict=True)), alone)
+
+    @classmethod
+    def _from_readable(cls, message: Readable) -> Self:
         if len(message["ids"]) != len(message["events"]):
             raise ValueError("a pack has one id for each event")
         return cls(tuple(message["ids"]), tuple(map(_decoded, message["events"])), message["alone"])
