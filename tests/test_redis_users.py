@@ -364,7 +364,7 @@ def publish(door: Door, raw: list[bytes], *, user: str = "engine") -> None:
 
 @contextmanager
 def celery(log: Path, app: str, *arguments: str, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A Celery process, with mingle and gossip as they are by default; killed at the end if it still runs."""
+    """A Celery process as its users start it; killed at the end if it still runs."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             [BIN / "celery", "-A", app, *arguments],
@@ -485,7 +485,7 @@ def test_a_worker_makes_every_call_of_the_stream_and_of_the_hold(door: Door, adm
         assert stream.count_attempt(ids[1]) == 1
         stream.done(ids[1:])
         assert stream.forget_consumers(idle_ms=-1) == 2
-        stream.wake("nobody")
+        stopping.wake(client, "nobody")
         assert stream.state().length == 0
         stopping.resume()
         Hold(client, STREAM, backoff_seconds=0.01, rpc_timeout_seconds=1, hold_seconds=9).run(ill_twice)

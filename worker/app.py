@@ -6,6 +6,7 @@ does. So the settings below are about running and draining well, not about durab
 
 import ssl
 import tempfile
+import uuid
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -51,6 +52,7 @@ def make_app(settings: Settings) -> Celery:
         broker_use_ssl=_tls(url),
         broker_transport_options={
             STREAM_OPTION: settings.stream,
+            "client_name": f"interview-queue-{uuid.uuid4().hex[:12]}",  # of this process, which can wake itself by it
             "socket_timeout": 15,
             "socket_connect_timeout": 5,
             "socket_keepalive": True,

@@ -21,7 +21,7 @@ from worker.retry import Backoff
 from worker.settings import Settings
 from worker.stream import Entry, EventStream
 
-BLOCK_MS: Final = 5000  # longest wait for a first event
+BLOCK_MS: Final = 10_000  # longest wait for a first event; each ends in three commands of Redis
 FULL_SECONDS: Final = 0.005  # between two looks at a full queue
 HOLD_SECONDS: Final = 0.5  # between two looks at a hold
 PACKS_QUEUED_PER_SLOT: Final = 2  # enough that no slot idles; the rest waits in the stream, open to all
@@ -59,7 +59,7 @@ class Intake:
         self._queue_length = queue_length
         self._backoff = Backoff(base=0.1, cap=settings.backoff_seconds)
         self._reclaim_ms = int(settings.reclaim_seconds * 1000)
-        self._next_reclaim = 0.0
+        self._next_reclaim = self._next_forgetting = 0.0
         self._unsent: list[Pack] = []
         self.activity: Activity = "running"
         self.turned = time.monotonic()
@@ -113,13 +113,16 @@ class Intake:
 
     def _claim(self) -> list[Entry]:
         count = self._settings.pack_size
-        if time.monotonic() >= self._next_reclaim:
+        now = time.monotonic()
+        if now >= self._next_reclaim:
             entries = self._stream.claim_idle(self.consumer, count, idle_ms=self._reclaim_ms)
             if entries:
                 log.info("intake.reclaimed", events=len(entries))
                 return entries  # and look again at once: there may be more
+            self._next_reclaim = now + self._settings.reclaim_seconds / 4
+        if now >= self._next_forgetting:
             self._stream.forget_consumers(idle_ms=IDLE_CONSUMER_FACTOR * self._reclaim_ms)
-            self._next_reclaim = time.monotonic() + self._settings.reclaim_seconds / 4
+            self._next_forgetting = now + self._settings.reclaim_seconds
         block_ms = min(BLOCK_MS, int(self._settings.reclaim_seconds * 250))
         return self._stream.claim_new(self.consumer, count, block_ms=max(1, block_ms))
 

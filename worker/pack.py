@@ -26,9 +26,9 @@ class Readable(TypedDict):
     alone: bool
 
 
-# A pack as Celery carries it: in base64 a zlib stream, of one line of JSON, [ids, sizes in bytes, alone], and the events.
-# Compressed, because what follows copies it a dozen times, and so a pack of usual events fits into the pipe (64 KiB) to
-# a process of the pool.
+# A pack as Celery carries it: in base64 a zlib stream, of one line of JSON, [ids, sizes in bytes, alone], and the
+# events. Compressed, because what follows copies it a dozen times, and so a pack of usual events fits into the pipe
+# (64 KiB) to a process of the pool.
 Message = str | Readable
 ZLIB_LEVEL: Final = 1  # a third of the default's CPU time, and hardly larger
 _HEAD: Final = TypeAdapter(tuple[list[str], list[Annotated[int, Field(ge=0)]], bool])

@@ -7,6 +7,8 @@ moment could take those with it and hang the shutdown.
 import mmap
 import time
 
+import redis
+
 SLICE_SECONDS = 0.1  # how soon a waiting task notices
 
 _flag = mmap.mmap(-1, 1)
@@ -33,3 +35,10 @@ def wait(seconds: float) -> bool:
     while not stopping() and (left := deadline - time.monotonic()) > 0:
         time.sleep(min(left, SLICE_SECONDS))
     return stopping()
+
+
+def wake(client: redis.Redis, name: str) -> None:
+    """End the blocking read of each connection that bears this name. May raise redis.RedisError."""
+    for each in client.client_list():
+        if each["name"] == name:
+            client.client_unblock(int(each["id"]))

@@ -104,12 +104,6 @@ class EventStream:
             Entry(entry_id.decode(), raw_event(fields)) for _, found in streams for entry_id, fields in _flat(found)
         ]
 
-    def wake(self, consumer: str) -> None:
-        """End the blocking read of a consumer whose connection bears its name (see connect)."""
-        for client in self._redis.client_list():
-            if client["name"] == consumer:
-                self._redis.client_unblock(client["id"])
-
     def claim_idle(self, consumer: str, count: int, *, idle_ms: int) -> list[Entry]:
         """Claim up to `count` entries whose consumer has not touched them for `idle_ms`."""
         cursor = b"0-0"

@@ -28,11 +28,14 @@ from worker.logs import get_logger
 from worker.pack import Pack
 from worker.scrape import Endpoint, serve
 from worker.settings import Settings, load_settings
-from worker.stream import SOCKET_TIMEOUT_SECONDS, EventStream, connect
+from worker.stream import SOCKET_TIMEOUT_SECONDS, connect
 from worker.tasks import apply_events
+from worker.transport import Transport
 from worker.worker_state import WorkerState, WorkerStates
 
 PULSE_SECONDS: Final = 10.0
+BRPOP_SECONDS: Final = 10  # longest wait for a message: kombu's second would be 60 commands of Redis a minute
+CELERY_HEARTBEAT_SECONDS: Final = 30
 INTAKE_SECONDS: Final = 4 * SOCKET_TIMEOUT_SECONDS  # no step of the intake takes longer, whatever Redis does
 STALL_FACTOR: Final = 12  # RPC timeouts without a pack taken from the queue: even a pack that is halved takes less
 
@@ -46,6 +49,10 @@ class Supervisor(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships
 
     def __init__(self, worker: Any, **options: Any) -> None:
         super().__init__(worker, **options)
+        Transport.brpop_timeout = BRPOP_SECONDS
+        # Workers need not know each other; Flower may know them, at fewer of Redis' commands than one every 2 s.
+        worker.options.update(without_gossip=True, without_mingle=True)
+        worker.options["heartbeat_interval"] = worker.options.get("heartbeat_interval") or CELERY_HEARTBEAT_SECONDS
         stopping.resume()
         if load_settings().metrics_port is not None:
             metrics.set_up(REASONS)  # before the pool forks
@@ -80,7 +87,7 @@ class Supervisor(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships
         if not self._threads:
             return
         with suppress(redis.RedisError):  # then it wakes by itself
-            EventStream(self._redis, self._settings.stream).wake(self._consumer)
+            stopping.wake(self._redis, self._consumer)
         if self._endpoint is not None:
             self._endpoint.close()
         for thread in self._threads:

@@ -5,9 +5,11 @@ neither the copy nor the round trips for it. And where a connection is lost, its
 queue fails on that connection and ends the worker (kombu 5.7: "Unrecoverable error"), or writes them to a file in the
 temporary folder. Here they go back on the queue where that can be done, as at SIGTERM, and to the stream otherwise.
 
-Only documented parts of kombu are overridden: `ack_emulation`, `Channel.QoS`, `QoS.restore_unacked`, `Channel.client`.
+Only documented parts of kombu are overridden: `ack_emulation`, `Channel.QoS`, `QoS.restore_unacked`, `Channel.client`,
+`Channel.close`, `Transport.brpop_timeout`.
 """
 
+from contextlib import suppress
 from functools import cached_property
 from typing import Any, Final
 
@@ -15,6 +17,7 @@ from celery import current_app
 from kombu.transport import redis, virtual
 
 from events.publisher import FIELD
+from worker import stopping
 from worker.logs import get_logger
 from worker.messages import fault
 
@@ -68,12 +71,20 @@ class Channel(redis.Channel):
                 with self.conn_or_acquire() as client:
                     client.xadd(self.connection.client.transport_options[STREAM_OPTION], {FIELD: _unreadable[0]})
             except self.connection_errors + self.connection.channel_errors:
-                break  # until the next answer: one comes every second
+                break  # until the next answer: one comes every brpop_timeout
             del _unreadable[0]
         return answer
 
+    def close(self) -> None:
+        """As kombu, which waits for the end of a BRPOP: a long one ends at once."""
+        if not self.closed and self.brpop_timeout != redis.Transport.brpop_timeout:
+            errors = self.connection_errors + self.connection.channel_errors
+            with suppress(*errors), self.conn_or_acquire() as client:
+                stopping.wake(client, str(self.client_name))
+        super().close()  # type: ignore[no-untyped-call]
+
 
 class Transport(redis.Transport):
-    """What `broker_transport` names; `broker_transport_options` must name the stream, too."""
+    """What `broker_transport` names; `broker_transport_options` must name the stream and the client, too."""
 
     Channel = Channel

@@ -102,12 +102,11 @@ class Theatre:
         log = self.folder / f"worker-{len(list(self.folder.glob('worker-*')))}.log"
         with log.open("wb") as output:
             worker = subprocess.Popen(
-                [str(Path(sys.executable).parent / "celery"), "-A", "worker", "worker", "--without-mingle",
-                 "--without-gossip"],
+                [str(Path(sys.executable).parent / "celery"), "-A", "worker", "worker"],
                 env={**os.environ, **SETTINGS, **self.environment},
                 stdout=subprocess.DEVNULL,
                 stderr=output,
-            )  # fmt: skip
+            )
         self.workers.append(worker)
         self.logs[worker.pid] = log
         return worker
