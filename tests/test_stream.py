@@ -13,7 +13,7 @@ from worker.apply import MAX_ATTEMPTS_ALONE, Applier
 from worker.database import Database
 from worker.dead_share import DeadShare
 from worker.hold import Hold
-from worker.intake import SUSPECT_DELIVERIES, Intake
+from worker.intake import PACK_BYTES, SUSPECT_DELIVERIES, Intake
 from worker.pack import Pack
 from worker.settings import load_settings
 from worker.stream import EventStream
@@ -169,6 +169,28 @@ def test_an_event_that_was_applied_after_all_is_no_poison(
     outcomes = applier.apply(Pack((entry_id,), tuple(encoded([started])), alone=True))
     assert outcomes == {"duplicate": 1}
     assert database.dead_letters(started["subject"]) == []
+
+
+def test_large_events_travel_in_smaller_packs_and_few_of_them_are_claimed_at_once(
+    workers: Workers, stream: EventStream
+) -> None:
+    large, small = b"x" * (PACK_BYTES // 4 + 1), b"y"
+    sent: list[Pack] = []
+    intake = Intake(load_settings(), workers.client, "a", send=sent.append, queue_length=lambda: 0)
+
+    def packs_of_a_step() -> list[tuple[bytes, ...]]:
+        sent.clear()
+        intake.step()
+        return [pack.events for pack in sent]
+
+    stream.add([large] * 8)
+    assert packs_of_a_step() == [(large,) * 3, (large,) * 3, (large,) * 2]  # who could know?
+    stream.add([large] * 4 + [small] * 100)
+    assert packs_of_a_step() == [(large,) * 3]
+    assert packs_of_a_step() == [(large, small, small)]
+    (few,) = packs_of_a_step()  # by the mean of the three before
+    assert 3 < len(few) < 98
+    assert packs_of_a_step() == [(small,) * (98 - len(few))]
 
 
 def test_the_intake_stands_still_while_the_queue_is_full(workers: Workers, stream: EventStream) -> None:

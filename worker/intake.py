@@ -25,6 +25,7 @@ BLOCK_MS: Final = 10_000  # longest wait for a first event; each ends in three c
 FULL_SECONDS: Final = 0.005  # between two looks at a full queue
 HOLD_SECONDS: Final = 0.5  # between two looks at a hold
 PACKS_QUEUED_PER_SLOT: Final = 2  # enough that no slot idles; the rest waits in the stream, open to all
+PACK_BYTES: Final = 4 << 20  # of a pack's events at most: 500 of the largest would be 125 MiB in one RPC
 SUSPECT_DELIVERIES: Final = 3  # an entry delivered more often is applied alone
 IDLE_CONSUMER_FACTOR: Final = 10  # reclaim times after which the name of an ended worker is forgotten
 REDIS_AWAY: Final = (redis.RedisError, OperationalError, OSError)
@@ -61,6 +62,7 @@ class Intake:
         self._reclaim_ms = int(settings.reclaim_seconds * 1000)
         self._next_reclaim = self._next_forgetting = 0.0
         self._unsent: list[Pack] = []
+        self._count = settings.pack_size  # entries to claim next: fewer while they are large
         self.activity: Activity = "running"
         self.turned = time.monotonic()
         self.waiting_since: float | None = None
@@ -101,7 +103,11 @@ class Intake:
         elif self._full():
             stopping.wait(FULL_SECONDS)
         else:
-            self._unsent = _packs(self._claim())
+            entries = self._claim()
+            if entries:
+                mean = max(1, sum(len(entry.event) for entry in entries) // len(entries))
+                self._count = min(self._settings.pack_size, max(1, PACK_BYTES // mean))
+            self._unsent = _packs(entries)
             self._send_all()
 
     def _full(self) -> bool:
@@ -112,10 +118,9 @@ class Intake:
         return length >= PACKS_QUEUED_PER_SLOT * self._settings.concurrency
 
     def _claim(self) -> list[Entry]:
-        count = self._settings.pack_size
         now = time.monotonic()
         if now >= self._next_reclaim:
-            entries = self._stream.claim_idle(self.consumer, count, idle_ms=self._reclaim_ms)
+            entries = self._stream.claim_idle(self.consumer, self._count, idle_ms=self._reclaim_ms)
             if entries:
                 log.info("intake.reclaimed", events=len(entries))
                 return entries  # and look again at once: there may be more
@@ -124,7 +129,7 @@ class Intake:
             self._stream.forget_consumers(idle_ms=IDLE_CONSUMER_FACTOR * self._reclaim_ms)
             self._next_forgetting = now + self._settings.reclaim_seconds
         block_ms = min(BLOCK_MS, int(self._settings.reclaim_seconds * 250))
-        return self._stream.claim_new(self.consumer, count, block_ms=max(1, block_ms))
+        return self._stream.claim_new(self.consumer, self._count, block_ms=max(1, block_ms))
 
     def _send_all(self) -> None:
         while self._unsent and not stopping.stopping():
@@ -141,10 +146,15 @@ class Intake:
 
 
 def _packs(entries: list[Entry]) -> list[Pack]:
-    """One pack of the entries that are no suspects, and one for each suspect."""
-    suspects = [entry for entry in entries if entry.deliveries > SUSPECT_DELIVERIES]
-    others = [entry for entry in entries if entry.deliveries <= SUSPECT_DELIVERIES]
-    packs = [Pack((entry.id,), (entry.event,), alone=True) for entry in suspects]
-    if others:
-        packs.insert(0, Pack(tuple(e.id for e in others), tuple(e.event for e in others)))
-    return packs
+    """Packs of PACK_BYTES at most, of the entries that are no suspects, and one pack for each suspect."""
+    packs: list[list[Entry]] = []
+    size = 0
+    for entry in entries:
+        if entry.deliveries <= SUSPECT_DELIVERIES:
+            if not packs or size + len(entry.event) > PACK_BYTES:
+                packs.append([])
+                size = 0
+            packs[-1].append(entry)
+            size += len(entry.event)
+    suspects = [Pack((each.id,), (each.event,), alone=True) for each in entries if each.deliveries > SUSPECT_DELIVERIES]
+    return [Pack(tuple(each.id for each in pack), tuple(each.event for each in pack)) for pack in packs] + suspects

@@ -82,7 +82,7 @@ class Settings(StreamSettings):
 
     pack_size: int = Field(default=500, ge=1, le=1000)  # events at most in one Celery message and one RPC
     pool: Literal["prefork", "threads"] = "prefork"  # Celery's pool
-    concurrency: int = Field(default=2, ge=1, le=64)  # packs applied at once by one worker
+    concurrency: int = Field(default=3, ge=1, le=64)  # packs applied at once by one worker
 
     rpc_timeout_seconds: Seconds = 10.0  # longest wait for one answer of Supabase
     backoff_seconds: Seconds = 5.0  # longest wait between two probes of an ill Supabase (full jitter)
