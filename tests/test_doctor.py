@@ -534,7 +534,7 @@ def test_more_calls_at_once_than_a_small_pool_serves_are_told(patient: Patient) 
     tell(patient, workers=6)
 
     finding = patient.found("PostgREST pool")
-    assert (finding.state, "12 calls at once" in finding.told) == ("unknown", True)
+    assert (finding.state, "18 calls at once" in finding.told) == ("unknown", True)
     patient.follow(finding)
 
     patient.assert_well()
