@@ -1,15 +1,18 @@
-"""A database that has lived: sessions and their ledgers by the million, generated in SQL."""
+"""What grows: ledgers by the million, generated in SQL; sessions that a pack touches; feedback."""
 
 import random
 import statistics
+import string
 import time
-from typing import Final
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
 
-from tests.database import Database
+from tests.database import Database, event
 from tests.stories import crowd
 
 CHUNK_SESSIONS: Final = 50_000  # in one transaction
-PACK: Final = 200
+PACK: Final = 500
 
 _GENERATE: Final = """
     with people as (
@@ -51,11 +54,48 @@ def grow(database: Database, *, ledger_rows: int, events_per_session: int = 10) 
 
 
 def pack_milliseconds(database: Database, *, packs: int = 50) -> float:
-    """The median time to apply a pack of new interviews, 200 events in one call."""
+    """The median time to apply a pack of new interviews in one call."""
     user, rng = database.create_user(), random.Random(1 + time.time_ns())
+    return _median_milliseconds(database, (crowd(user, rng, events=PACK) for _ in range(packs)))
+
+
+def spread_milliseconds(database: Database, *, sessions: int, packs: int = 50) -> float:
+    """The median time to apply a pack of answers to so many sessions, that have started."""
+    user = str(database.create_user())
+    names = [f"spread-{uuid.uuid4()}" for _ in range(sessions)]
+    database.apply(*(event("started", name, user_id=user, email="spread@example.com") for name in names))
+    return _median_milliseconds(
+        database,
+        (
+            [event("answered", names[n % sessions], questions_answered=pack * PACK + n) for n in range(PACK)]
+            for pack in range(packs)
+        ),
+    )
+
+
+def results(database: Database, rng: random.Random, *, feedback_kibibytes: int, count: int) -> list[dict[str, Any]]:
+    """The finishes of interviews that have started, each with feedback of this size, in words."""
+    user = str(database.create_user())
+    names = [f"result-{uuid.uuid4()}" for _ in range(count)]
+    for start in range(0, count, PACK):
+        named = names[start : start + PACK]
+        database.apply(*(event("started", name, user_id=user, email="result@example.com") for name in named))
+    words = ["".join(rng.choices(string.ascii_lowercase, k=rng.randrange(2, 10))) for _ in range(2_000)]
+    return [
+        event(
+            "finished", name, score=rng.randrange(101), feedback={"notes": _text(words, rng, feedback_kibibytes << 10)}
+        )
+        for name in names
+    ]
+
+
+def _text(words: list[str], rng: random.Random, size: int) -> str:
+    return " ".join(rng.choices(words, k=size // 2))[:size]
+
+
+def _median_milliseconds(database: Database, packs: Iterable[Sequence[Mapping[str, Any]]]) -> float:
     times = []
-    for _ in range(packs):
-        events = crowd(user, rng, events=PACK)
+    for events in packs:
         began = time.perf_counter()
         database.apply(*events)
         times.append((time.perf_counter() - began) * 1000)

@@ -1,15 +1,18 @@
-"""Latency from publish to commit, and the rate with live publishers: what an engine sees."""
+"""What an engine sees: latency from publish to commit, and engines that publish as fast as they can."""
 
+import multiprocessing
 import statistics
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
-from events import Event, Publisher
+from events import Event, Publisher, parse_event
 
 POLL_SECONDS: Final = 0.002
 BATCH: Final = 500
+PATIENCE_SECONDS: Final = 600
 SEEN: Final = "select event_id::text as id from public.interview_events where event_id = any (%s::uuid[])"
 
 
@@ -48,8 +51,24 @@ def latency_milliseconds(publisher: Publisher, database: Any, events: Sequence[E
     return [cuts[49], cuts[94], cuts[98]]
 
 
-def publish_all(events: Sequence[Event]) -> None:
+@contextmanager
+def engines(shares: Sequence[Sequence[bytes]]) -> Iterator[Any]:
+    """Processes, one a share, that have made their events, and publish them when the barrier that this gives falls."""
+    spawned = multiprocessing.get_context("spawn")
+    barrier = spawned.Barrier(len(shares) + 1)
+    processes = [spawned.Process(target=_publish_all, args=(share, barrier)) for share in shares]
+    for process in processes:
+        process.start()
+    yield barrier
+    for process in processes:
+        process.join(PATIENCE_SECONDS)
+        assert process.exitcode == 0
+
+
+def _publish_all(raw: Sequence[bytes], barrier: Any) -> None:
     """As an engine that is never still: BATCH events a call."""
+    events = [parse_event(each) for each in raw]
     with Publisher() as publisher:
+        barrier.wait(PATIENCE_SECONDS)
         for start in range(0, len(events), BATCH):
             publisher.publish_many(events[start : start + BATCH])
