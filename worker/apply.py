@@ -2,8 +2,7 @@
 
 import time
 from collections import Counter
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from events import Event, InvalidEvent, parse_event
 from worker import metrics, tracing
@@ -21,8 +20,7 @@ MAX_ATTEMPTS_ALONE: Final = 2  # an entry that ends neither of these is poison
 log = get_logger(__name__)
 
 
-@dataclass(frozen=True)
-class ValidEvent:
+class ValidEvent(NamedTuple):
     """An event that keeps the contract, and as it came."""
 
     raw: bytes

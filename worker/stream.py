@@ -7,7 +7,7 @@ Redis 6.2 to 8. Every call may raise redis.RedisError; the callers wait and try 
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import redis
 from redis.backoff import NoBackoff
@@ -38,8 +38,7 @@ return forgotten
 """
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """A claimed stream entry: its id, its raw event, and how often it has been delivered."""
 
     id: str
