@@ -7,12 +7,14 @@ and unknown data fields are ignored, so that an engine may be deployed first. Ch
 Source: DESIGN section 3; https://github.com/cloudevents/spec (structured mode).
 """
 
+import os
 import re
 import sys
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from pydantic import (
     AfterValidator,
@@ -107,6 +109,16 @@ def _in_utc(value: datetime) -> datetime:
 Time = Annotated[AwareDatetime, BeforeValidator(_rfc_3339), AfterValidator(_in_utc)]
 
 
+def new_event_id() -> UUID:
+    """A UUID of version 7 (RFC 9562): in order of time, so that the ledger's index grows at one end.
+
+    With random ones Postgres writes twice the WAL for an event.
+    """
+    milliseconds, noise = time.time_ns() // 1_000_000, int.from_bytes(os.urandom(10))
+    version_7, variant = 0x7 << 76, 0b10 << 62
+    return UUID(int=milliseconds << 80 | version_7 | noise >> 68 << 64 | variant | noise & (1 << 62) - 1)
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -170,14 +182,14 @@ class _Envelope(_Model):
         traceparent: str | None = None,
         **data: Any,
     ) -> Self:
-        """Make an event: `data` as in the type's model, `time` now and `id` a new UUID unless given.
+        """Make an event: `data` as in the type's model, `time` now and `id` a new_event_id unless given.
 
         Raises InvalidEvent, naming the fields that are wrong and never repeating their values.
         """
         return _validated(
             lambda: cls.model_validate(
                 {
-                    "id": id or uuid4(),
+                    "id": id or new_event_id(),
                     "source": source,
                     "subject": session_id,
                     "time": time or datetime.now(UTC),

@@ -1,7 +1,10 @@
 """The contract: what a publisher may send, what a consumer accepts, and what an error may say about it."""
 
 import copy
+import functools
 import json
+import operator
+import time
 import traceback
 import uuid
 from collections.abc import Callable
@@ -24,6 +27,7 @@ from events import (
     json_schema,
     parse_event,
 )
+from events.contract import new_event_id
 
 JsonObject = dict[str, Any]
 MAX_COUNT = 2**31 - 1
@@ -139,6 +143,26 @@ def test_a_new_event_has_a_fresh_id_and_the_present_time_with_an_offset() -> Non
 
     assert one.id != two.id
     assert before <= one.time <= two.time <= datetime.now(UTC)
+
+
+def test_ids_made_one_after_the_other_are_in_order_of_time() -> None:
+    before = time.time_ns() // 1_000_000
+    ids = [new_event_id() for _ in range(10_000)]
+    after = time.time_ns() // 1_000_000
+
+    assert {each.version for each in ids} == {7}
+    assert {each.variant for each in ids} == {uuid.RFC_4122}
+    milliseconds = [each.int >> 80 for each in ids]
+    assert milliseconds == sorted(milliseconds)
+    assert before <= milliseconds[0] <= milliseconds[-1] <= after
+
+
+def test_ids_differ_in_every_bit_that_is_left_to_chance() -> None:
+    chance = (1 << 80) - 1 & ~(0xF << 76 | 0b11 << 62)  # what is neither time nor version nor variant
+    drawn = [new_event_id().int & chance for _ in range(1_000)]
+
+    assert len(set(drawn)) == len(drawn)
+    assert functools.reduce(operator.or_, drawn) & ~functools.reduce(operator.and_, drawn) == chance
 
 
 def test_a_new_event_keeps_the_id_the_time_and_the_source_that_it_is_given() -> None:

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from tests.bench import tables
 from tests.bench.bench import Bench, Run
-from tests.bench.growth import grow, pack_milliseconds, results, spread_milliseconds
+from tests.bench.growth import grow, pack_cost, results, spread_milliseconds
 from tests.database import Database
 from tests.stories import encoded
 from worker.embedded import Stack
@@ -66,7 +66,7 @@ def main(rounds: int, events: int, naive_events: int, growing: bool, file: Path,
             report["growth"] = _growth(console, bench)
     if growing:
         with tempfile.TemporaryDirectory() as folder, Stack(Path(folder) / "stack", temporary=True) as stack:
-            report["milliseconds_per_pack_at_ledger_rows"] = _ledgers(console, stack)
+            report["milliseconds_per_pack_and_wal_bytes_per_event_at_ledger_rows"] = _ledgers(console, stack)
     file.write_text(json.dumps(report, indent=2) + "\n")
 
 
@@ -148,15 +148,16 @@ def _growth(console: Console, bench: Bench) -> dict[str, Any]:
     }
 
 
-def _ledgers(console: Console, stack: Stack) -> dict[int, float]:
+def _ledgers(console: Console, stack: Stack) -> dict[int, list[float]]:
     ledgers = {}
     with psycopg.connect(stack.database_url, autocommit=True, row_factory=dict_row) as connection:
         database = Database(connection)
         for size in LEDGERS:
             with console.status(f"a ledger of {size:,} rows"):
                 grow(database, ledger_rows=size)
-                ledgers[size] = pack_milliseconds(database)
-    tables.print_growth(console, ["ledger rows", "ms per pack of 500"], ledgers)
+                ledgers[size] = [*pack_cost(database, ordered_ids=True), *pack_cost(database, ordered_ids=False)]
+    header = ["ledger rows", "ms per pack of 500", "WAL bytes per event", "with random ids: ms", "WAL bytes"]
+    tables.print_growth(console, header, ledgers)
     return ledgers
 
 

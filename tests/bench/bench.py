@@ -16,6 +16,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 from events import AsyncPublisher, Event, Publisher, parse_event
+from events.contract import new_event_id
 from tests.bench import costs, limit, live
 from tests.database import Database
 from tests.stories import crowd, encoded
@@ -55,7 +56,8 @@ class Bench:
         self.stream = EventStream(self.client, settings.stream)
 
     def events(self, count: int) -> list[dict[str, Any]]:
-        return crowd(self.user, self.rng, events=count)
+        """Interviews, with ids as the publisher makes them."""
+        return [each | {"id": str(new_event_id())} for each in crowd(self.user, self.rng, events=count)]
 
     def valid(self, count: int) -> list[Event]:
         return [parse_event(raw) for raw in encoded(self.events(count))]

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from events.contract import new_event_id
 from tests.database import Database, event
 from tests.stories import crowd
 
@@ -53,10 +54,20 @@ def grow(database: Database, *, ledger_rows: int, events_per_session: int = 10) 
     database.connection.execute("vacuum analyze public.interview_events, public.interview_sessions")
 
 
-def pack_milliseconds(database: Database, *, packs: int = 50) -> float:
-    """The median time to apply a pack of new interviews in one call."""
+def pack_cost(database: Database, *, ordered_ids: bool, packs: int = 50) -> tuple[float, float]:
+    """To apply a pack of new interviews in one call: the median milliseconds, and bytes of WAL per event."""
     user, rng = database.create_user(), random.Random(1 + time.time_ns())
-    return _median_milliseconds(database, (crowd(user, rng, events=PACK) for _ in range(packs)))
+    made = [crowd(user, rng, events=PACK) for _ in range(packs)]
+    if ordered_ids:
+        made = [[each | {"id": str(new_event_id())} for each in pack] for pack in made]
+    database.connection.execute("checkpoint")  # each page that is written for the first time after it costs most
+    before = _wal_bytes(database)
+    milliseconds = _median_milliseconds(database, made)
+    return milliseconds, (_wal_bytes(database) - before) / (PACK * packs)
+
+
+def _wal_bytes(database: Database) -> int:
+    return int(database.one("select pg_current_wal_lsn() - '0/0' as bytes")["bytes"])
 
 
 def spread_milliseconds(database: Database, *, sessions: int, packs: int = 50) -> float:
