@@ -125,7 +125,7 @@ def test_a_group_that_went_with_a_flush_is_made_again(workers: Workers) -> None:
     workers.stream.add([b"before"])
     stopping.resume()
     try:
-        Intake(settings, workers.client, "a", send=send, queue_length=lambda: 0).run()
+        Intake(settings, workers.client, "a", send=send, queue_length=lambda: 0, taken=lambda: 0).run()
     finally:
         stopping.resume()
     assert [pack.events for pack in sent] == [(b"before",), (b"after the flush",)]
@@ -144,7 +144,7 @@ def test_a_suspect_is_sent_alone_and_becomes_poison_when_it_ends_badly_again(
         stream.give_back("dead too", [innocent], idle_ms=0)
 
     sent: list[Pack] = []
-    intake = Intake(load_settings(), workers.client, "a", send=sent.append, queue_length=lambda: 0)
+    intake = Intake(load_settings(), workers.client, "a", send=sent.append, queue_length=lambda: 0, taken=lambda: 0)
     stream.give_back("dead too", _ids(workers, stream), idle_ms=3_600_000)
     intake.step()
     assert [(pack.events, pack.alone) for pack in sent] == [((b"innocent",), False), ((raw,), True)]
@@ -176,7 +176,7 @@ def test_large_events_travel_in_smaller_packs_and_few_of_them_are_claimed_at_onc
 ) -> None:
     large, small = b"x" * (PACK_BYTES // 4 + 1), b"y"
     sent: list[Pack] = []
-    intake = Intake(load_settings(), workers.client, "a", send=sent.append, queue_length=lambda: 0)
+    intake = Intake(load_settings(), workers.client, "a", send=sent.append, queue_length=lambda: 0, taken=lambda: 0)
 
     def packs_of_a_step() -> list[tuple[bytes, ...]]:
         sent.clear()
@@ -196,10 +196,41 @@ def test_large_events_travel_in_smaller_packs_and_few_of_them_are_claimed_at_onc
 def test_the_intake_stands_still_while_the_queue_is_full(workers: Workers, stream: EventStream) -> None:
     stream.add([b"1"])
     sent: list[Pack] = []
-    intake = Intake(load_settings(), workers.client, "a", send=sent.append, queue_length=lambda: 1000)
+    intake = Intake(load_settings(), workers.client, "a", send=sent.append, queue_length=lambda: 1000, taken=lambda: 0)
     intake.step()
     assert sent == []
     assert stream.state().pending == 0
+
+
+def test_few_events_wait_for_a_free_slot_and_travel_with_those_that_come_meanwhile(
+    workers: Workers, stream: EventStream
+) -> None:
+    settings = load_settings()
+    sent: list[Pack] = []
+    taken = 0
+    intake = Intake(settings, workers.client, "a", send=sent.append, queue_length=lambda: 0, taken=lambda: taken)
+
+    def sent_in_a_step() -> list[tuple[bytes, ...]]:
+        sent.clear()
+        intake.step()
+        return [pack.events for pack in sent]
+
+    stream.add([b"1"])
+    taken = settings.concurrency
+    assert sent_in_a_step() == [(b"1",)]  # nothing is known yet of how many come
+    stream.add([b"2"])
+    assert sent_in_a_step() == []
+    stream.add([b"3"])
+    assert sent_in_a_step() == []
+    taken -= 1
+    assert sent_in_a_step() == [(b"2", b"3")]
+
+    taken += 1
+    stream.add([b"x"] * (settings.pack_size + 2))
+    assert sent_in_a_step() == []
+    intake._lingers_until = 0.0  # a second later
+    assert sent_in_a_step() == [(b"x",) * settings.pack_size]
+    assert sent_in_a_step() == [(b"x",) * 2]  # behind a full pack nothing waits
 
 
 def _ids(workers: Workers, stream: EventStream) -> list[str]:

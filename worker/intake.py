@@ -23,6 +23,8 @@ from worker.stream import Entry, EventStream
 
 BLOCK_MS: Final = 10_000  # longest wait for a first event; each ends in three commands of Redis
 FULL_SECONDS: Final = 0.005  # between two looks at a full queue
+LINGER_SECONDS: Final = 1.0  # longest wait for a free slot before few events are claimed
+LINGER_POLL_SECONDS: Final = 0.002
 HOLD_SECONDS: Final = 0.5  # between two looks at a hold
 PACKS_QUEUED_PER_SLOT: Final = 2  # enough that no slot idles; the rest waits in the stream, open to all
 PACK_BYTES: Final = 4 << 20  # of a pack's events at most: 500 of the largest would be 125 MiB in one RPC
@@ -39,7 +41,8 @@ class Intake:
     """Claims entries and sends them as packs until `stopping`.
 
     `send(pack)` puts a pack on Celery's queue, `queue_length()` counts those that wait there; both may raise
-    what REDIS_AWAY names, and are tried again for ever. `activity` says what it does, `turned` when it last began
+    what REDIS_AWAY names, and are tried again for ever. `taken()` counts the packs that this worker has taken from the
+    queue and not finished. `activity` says what it does, `turned` when it last began
     a step, `waiting_since` since when packs have been waiting on the queue (all by time.monotonic).
     """
 
@@ -51,6 +54,7 @@ class Intake:
         *,
         send: Callable[[Pack], None],
         queue_length: Callable[[], int],
+        taken: Callable[[], int],
     ) -> None:
         self.consumer = consumer
         self._settings = settings
@@ -58,11 +62,13 @@ class Intake:
         self._stream = EventStream(client, settings.stream)
         self._send = send
         self._queue_length = queue_length
+        self._taken = taken
         self._backoff = Backoff(base=0.1, cap=settings.backoff_seconds)
         self._reclaim_ms = int(settings.reclaim_seconds * 1000)
         self._next_reclaim = self._next_forgetting = 0.0
         self._unsent: list[Pack] = []
         self._count = settings.pack_size  # entries to claim next: fewer while they are large
+        self._lingers_until = 0.0
         self.activity: Activity = "running"
         self.turned = time.monotonic()
         self.waiting_since: float | None = None
@@ -95,6 +101,8 @@ class Intake:
         self.turned = time.monotonic()
         if self._unsent:
             self._send_all()
+        elif self.turned < self._lingers_until and self._taken() >= self._settings.concurrency:
+            stopping.wait(LINGER_POLL_SECONDS)  # what comes meanwhile travels in the same pack
         elif read_hold(self._redis, hold_key(self._settings.stream)) is not None:
             self.activity = "holding"
             self.waiting_since = None
@@ -103,11 +111,7 @@ class Intake:
         elif self._full():
             stopping.wait(FULL_SECONDS)
         else:
-            entries = self._claim()
-            if entries:
-                mean = max(1, sum(len(entry.event) for entry in entries) // len(entries))
-                self._count = min(self._settings.pack_size, max(1, PACK_BYTES // mean))
-            self._unsent = _packs(entries)
+            self._unsent = _packs(self._claim_what_fits())
             self._send_all()
 
     def _full(self) -> bool:
@@ -116,6 +120,16 @@ class Intake:
         self.activity = "running"
         self.waiting_since = (self.waiting_since or self.turned) if length else None
         return length >= PACKS_QUEUED_PER_SLOT * self._settings.concurrency
+
+    def _claim_what_fits(self) -> list[Entry]:
+        """Claim a pack's entries; note whether more of them wait, and how large they are."""
+        entries = self._claim()
+        few = len(entries) < self._count
+        self._lingers_until = time.monotonic() + LINGER_SECONDS if few else 0.0
+        if entries:
+            mean = max(1, sum(len(entry.event) for entry in entries) // len(entries))
+            self._count = min(self._settings.pack_size, max(1, PACK_BYTES // mean))
+        return entries
 
     def _claim(self) -> list[Entry]:
         now = time.monotonic()

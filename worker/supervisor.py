@@ -19,6 +19,7 @@ import billiard
 import redis
 from celery import bootsteps
 from celery.signals import task_received, worker_process_init, worker_shutting_down
+from celery.worker.state import reserved_requests
 from kombu.asynchronous import get_event_loop
 
 from worker import metrics, stopping
@@ -118,7 +119,14 @@ class Supervisor(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships
             length: Any = client.llen(self._queue)
             return int(length)
 
-        self._intake = Intake(self._settings, client, self._consumer, send=send, queue_length=queue_length)
+        self._intake = Intake(
+            self._settings,
+            client,
+            self._consumer,
+            send=send,
+            queue_length=queue_length,
+            taken=lambda: len(reserved_requests),
+        )
         self._intake_thread = threading.Thread(target=self._intake.run, name="intake", daemon=True)
         self._intake_thread.start()
 
