@@ -1,6 +1,6 @@
 """`make bench`: our worker beside naive tasks, in one run on one machine, as ratios.
 
-    python -m tests.bench [--rounds 5] [--events 50000] [--naive-events 2000] [--grow/--no-grow] [--json bench.json]
+    python -m tests.bench [--part rates]... [--rounds 5] [--events 50000] [--naive-events 2000] [--json bench.json]
 
 Rates come from a backlog unless they say otherwise; an event counts when it has left the stream, after its commit. Each
 is the median of the rounds, and in a round each is measured once, so that a machine's slow minute hits all alike. The
@@ -10,27 +10,33 @@ load goes to 127.0.0.1 and stops by itself.
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import click
-import psycopg
-from psycopg.rows import dict_row
 from rich.console import Console
 
 from tests.bench import tables
 from tests.bench.bench import Bench, Run
 from tests.bench.growth import grow, pack_cost, results, spread_milliseconds
-from tests.database import Database
 from tests.stories import encoded
 from worker.embedded import Stack
 
+PARTS: Final = ("rates", "latency", "idle", "choices", "growth", "ledgers")
 NAIVE: Final = {
     "naive Celery, prefork: one task, one RPC per event": {"pool": "prefork", "concurrency": 2},
     "naive Celery, 8 threads": {"pool": "threads", "concurrency": 8},
 }
 DRAMATIQ: Final = "naive dramatiq, 2 processes of 4 threads"
+CHOICES: Final[dict[str, dict[str, str]]] = {
+    "as it comes: prefork, 3 packs at once, 500 events each": {},
+    "2 packs at once": {"INTERVIEW_CONCURRENCY": "2"},
+    "4 packs at once": {"INTERVIEW_CONCURRENCY": "4"},
+    "200 events each": {"INTERVIEW_PACK_SIZE": "200"},
+    "1,000 events each": {"INTERVIEW_PACK_SIZE": "1000"},
+    "threads": {"INTERVIEW_POOL": "threads"},
+}
 LATENCY_RATES: Final = (1, 100, 1000)  # events per second
 BACKLOGS: Final = (10_000, 100_000, 1_000_000, 2_000_000)
 LEDGERS: Final = (10_000, 1_000_000, 5_000_000)
@@ -40,37 +46,37 @@ FEEDBACK_MEBIBYTES: Final = 64  # in all
 
 
 @click.command()
+@click.option("--part", "parts", type=click.Choice(PARTS), multiple=True, default=PARTS, help="What to measure; all.")
 @click.option("--rounds", type=int, default=5, show_default=True)
 @click.option("--events", type=int, default=50_000, show_default=True, help="Events of our worker's backlog.")
 @click.option("--naive-events", type=int, default=2_000, show_default=True, help="Events of the naive tasks'.")
-@click.option(
-    "--grow/--no-grow", "growing", default=True, show_default=True, help="Backlogs and ledgers by the million."
-)
 @click.option("--json", "file", type=click.Path(path_type=Path), default=Path("bench.json"), show_default=True)
 @click.option("--chart", type=click.Path(path_type=Path), help="Draw the rates in this SVG file.")
-def main(rounds: int, events: int, naive_events: int, growing: bool, file: Path, chart: Path | None) -> None:
+def main(parts: Sequence[str], rounds: int, events: int, naive_events: int, file: Path, chart: Path | None) -> None:
     """Measure, print tables, write them as JSON."""
     console = Console(highlight=False)
+    measures: dict[str, Callable[[Bench], Any]] = {
+        "rates": lambda bench: _rates(console, bench, rounds, events, naive_events, chart),
+        "latency": lambda bench: _latency(console, bench),
+        "idle": lambda bench: _idle(console, bench),
+        "choices": lambda bench: _choices(console, bench, rounds, events),
+        "growth": lambda bench: _growth(console, bench),
+        "ledgers": lambda bench: _ledgers(console, bench),
+    }
     report: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder, Stack(Path(folder) / "stack", temporary=True) as stack:
-        os.environ.update(stack.environment)
-        bench = Bench(stack, Path(folder))
-        report["rounds"] = _rates(console, bench, rounds, events, naive_events)
-        report["events_per_second"] = tables.medians(report["rounds"])
-        tables.print_rates(console, report["events_per_second"], [*NAIVE])
-        if chart is not None:
-            tables.draw_rates(chart, report["events_per_second"], f"{os.cpu_count()} cores for all, servers included")
-        report["latency_milliseconds_p50_p95_p99_at_events_per_second"] = _latency(console, bench)
-        report["idle"] = _idle(console, bench)
-        if growing:
-            report["growth"] = _growth(console, bench)
-    if growing:
-        with tempfile.TemporaryDirectory() as folder, Stack(Path(folder) / "stack", temporary=True) as stack:
-            report["milliseconds_per_pack_and_wal_bytes_per_event_at_ledger_rows"] = _ledgers(console, stack)
+    for stack_of in (PARTS[:-1], PARTS[-1:]):  # a ledger grows in a database of its own
+        wanted = [part for part in stack_of if part in parts]
+        if wanted:
+            with tempfile.TemporaryDirectory() as folder, Stack(Path(folder) / "stack", temporary=True) as stack:
+                os.environ.update(stack.environment)
+                bench = Bench(stack, Path(folder))
+                report |= {part: measures[part](bench) for part in wanted}
     file.write_text(json.dumps(report, indent=2) + "\n")
 
 
-def _rates(console: Console, bench: Bench, rounds: int, events: int, naive_events: int) -> dict[str, list[float]]:
+def _rates(
+    console: Console, bench: Bench, rounds: int, events: int, naive_events: int, chart: Path | None
+) -> dict[str, Any]:
     measures: dict[str, Callable[[], float]] = {
         name: lambda options=options: bench.naive_celery(naive_events, **options)  # type: ignore[misc]
         for name, options in NAIVE.items()
@@ -87,6 +93,27 @@ def _rates(console: Console, bench: Bench, rounds: int, events: int, naive_event
         "publish_many of AsyncPublisher": lambda: bench.publish_async(events, at_once=500),
         "publish of AsyncPublisher": lambda: bench.publish_async(events // 10, at_once=1),
     }
+    told = _rounds(console, measures, rounds)
+    medians = tables.medians(told)
+    tables.print_rates(console, medians, [*NAIVE])
+    if chart is not None:
+        tables.draw_rates(chart, medians, f"{os.cpu_count()} cores for all, servers included")
+    return {"events per second": medians, "rounds": told}
+
+
+def _choices(console: Console, bench: Bench, rounds: int, events: int) -> dict[str, Any]:
+    """Our worker's defaults beside what else they could be."""
+    measures: dict[str, Callable[[], float]] = {
+        name: lambda settings=settings: bench.backlog(events, **settings).events_per_second  # type: ignore[misc]
+        for name, settings in CHOICES.items()
+    }
+    told = _rounds(console, measures, rounds)
+    medians = tables.medians(told)
+    tables.print_costs(console, "our worker, events/s", medians)
+    return {"events per second": medians, "rounds": told}
+
+
+def _rounds(console: Console, measures: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
     rates: dict[str, list[float]] = {name: [] for name in measures}
     for number in range(rounds):
         for name, measure in measures.items():
@@ -148,14 +175,12 @@ def _growth(console: Console, bench: Bench) -> dict[str, Any]:
     }
 
 
-def _ledgers(console: Console, stack: Stack) -> dict[int, list[float]]:
-    ledgers = {}
-    with psycopg.connect(stack.database_url, autocommit=True, row_factory=dict_row) as connection:
-        database = Database(connection)
-        for size in LEDGERS:
-            with console.status(f"a ledger of {size:,} rows"):
-                grow(database, ledger_rows=size)
-                ledgers[size] = [*pack_cost(database, ordered_ids=True), *pack_cost(database, ordered_ids=False)]
+def _ledgers(console: Console, bench: Bench) -> dict[int, list[float]]:
+    database, ledgers = bench.database, {}
+    for size in LEDGERS:
+        with console.status(f"a ledger of {size:,} rows"):
+            grow(database, ledger_rows=size)
+            ledgers[size] = [*pack_cost(database, ordered_ids=True), *pack_cost(database, ordered_ids=False)]
     header = ["ledger rows", "ms per pack of 500", "WAL bytes per event", "with random ids: ms", "WAL bytes"]
     tables.print_growth(console, header, ledgers)
     return ledgers

@@ -103,12 +103,12 @@ class Bench:
         for _ in range(0, count, FILL):
             self.stream.add(encoded(self.events(min(FILL, count))))
 
-    def backlog(self, count: int, *, workers: int = 1) -> Run:
+    def backlog(self, count: int, *, workers: int = 1, **settings: str) -> Run:
         """Interviews, applied from a backlog by one or more of our workers."""
         empty = self._redis_bytes()
         self.fill(count)
         waiting = (self._redis_bytes() - empty) / count
-        with self._workers(workers) as (worker, *_):
+        with self._workers(workers, **settings) as (worker, *_):
             self._wait_until(lambda: self._left() < count)
             began, first, before = time.monotonic(), self._left(), costs.cpu_seconds(self.stack, worker.pid)
             memory = []
@@ -200,10 +200,11 @@ class Bench:
     # --------------------------------------------------------------------------------------------------- its means
 
     @contextmanager
-    def _workers(self, count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
+    def _workers(self, count: int, **settings: str) -> Iterator[list[subprocess.Popen[bytes]]]:
+        environment = self.stack.environment | settings
         with ExitStack() as running:
             yield [
-                running.enter_context(running_worker(self.stack.environment, self.folder / f"worker-{number}.log"))
+                running.enter_context(running_worker(environment, self.folder / f"worker-{number}.log"))
                 for number in range(count)
             ]
 
