@@ -78,6 +78,12 @@ def test_an_ill_supabase_is_waited_for(gateway: Gateway, database: Database, ans
     assert type(error(gateway, database, answer)) in {Unavailable, *Unavailable.__subclasses__()} - {Misconfigured}
 
 
+def test_an_answer_that_is_no_json_is_no_empty_one(gateway: Gateway, database: Database) -> None:
+    gateway.answer = 200, {"Content-Type": "application/json"}, b"["
+    with pytest.raises(Unavailable, match="not JSON"):
+        database.apply_events([])
+
+
 @pytest.mark.parametrize(("answer", "remedy"), [
     (told(401), "SUPABASE_SECRET_KEY"),
     (told(403), "SUPABASE_SECRET_KEY"),

@@ -61,7 +61,9 @@ def old(workers: Workers, old_code: Path) -> Start:
     def start(*options: str, **settings: str) -> Iterator[Worker]:
         with pytest.MonkeyPatch.context() as patched:
             patched.chdir(old_code)
-            starting = workers.running(*options, app="old_worker", PYTHONPATH=str(old_code), **settings)
+            starting = workers.running(
+                "--without-mingle", *options, app="old_worker", PYTHONPATH=str(old_code), **settings
+            )
             worker = starting.__enter__()
         try:
             files = [file for line in workers.logged("code") for file in line["files"]]

@@ -1,9 +1,6 @@
 """What a worker asks of its broker: to be closed at once, and not to hear of other workers."""
 
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -38,17 +35,10 @@ def blocked(workers: Workers) -> list[str]:
 
 
 def test_workers_do_not_greet_each_other_nor_listen_to_each_other(workers: Workers) -> None:
-    command = [str(Path(sys.executable).parent / "celery"), "-A", "worker", "worker"]
-    with (workers.folder / "default-worker.log").open("wb") as output:
-        worker = subprocess.Popen(command, stdout=output, stderr=output)
-    try:
+    with workers.running() as worker:
         workers.stream.add([b"{}"])
         workers.wait_until_empty()
         heard = [each for each in workers.client.client_list() if int(each["psub"])]
         assert len(heard) == 1  # to `celery inspect`
         assert workers.client.pubsub_numpat() == 1
-        worker.terminate()
-        assert worker.wait(PATIENCE_SECONDS) == 0
-    finally:
-        worker.kill()
-        worker.wait()
+        assert workers.stop(worker) == 0

@@ -55,7 +55,7 @@ class Workers:
         self.logs.append(log)
         with log.open("wb") as output:
             worker = subprocess.Popen(
-                [str(Path(sys.executable).parent / "celery"), "-A", app, "worker", "--without-mingle", *options],
+                [str(Path(sys.executable).parent / "celery"), "-A", app, "worker", *options],
                 env={**os.environ, **QUICK, **self.environment, **settings},
                 stdout=subprocess.DEVNULL,
                 stderr=output,

@@ -24,6 +24,7 @@ from worker.sql_files import VERSION
 Outcome = Literal["applied", "duplicate", "waiting", "rejected"]
 DEADLOCK_RETRIES: Final = 3
 MAX_BATCHES: Final = 100  # of one round of maintenance; the next round goes on
+NOT_JSON: Final = "Supabase's answer is not JSON: is SUPABASE_URL right?"
 SQL: Final = (
     "sql/supabase_table_interview_sessions.sql and sql/supabase_worker_interview_events.sql, in this order"
     " ('interviews sql' prints them)"
@@ -156,7 +157,7 @@ class Database:
         except httpx.HTTPError as error:
             raise Unavailable(f"no answer from Supabase ({type(error).__name__})") from error
         except APIError as error:  # 2xx with something that is not JSON: a proxy's page
-            raise Unavailable("Supabase's answer is not JSON: is SUPABASE_URL right?") from error
+            raise Unavailable(NOT_JSON) from error
 
     def _call_pack(self, rpc: str, parameters: dict[str, Any], count: int) -> list[Answer]:
         # Written and read by pydantic's JSON: client.rpc() would take twice the CPU time for a pack.
@@ -165,8 +166,8 @@ class Database:
             answer = self._call_despite_deadlocks(lambda client: _request(client, "POST", f"/rpc/{rpc}", body))
             try:
                 answers: list[Answer] = from_json(answer.content)
-            except ValueError:
-                answers = []
+            except ValueError as error:
+                raise Unavailable(NOT_JSON) from error
             if not (isinstance(answers, list) and len(answers) == count and all("outcome" in each for each in answers)):
                 raise Unavailable(f"{rpc} did not answer as it should: is SUPABASE_URL right?")
         return answers

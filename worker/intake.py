@@ -42,8 +42,8 @@ class Intake:
 
     `send(pack)` puts a pack on Celery's queue, `queue_length()` counts those that wait there; both may raise
     what REDIS_AWAY names, and are tried again for ever. `taken()` counts the packs that this worker has taken from the
-    queue and not finished. `activity` says what it does, `turned` when it last began
-    a step, `waiting_since` since when packs have been waiting on the queue (all by time.monotonic).
+    queue and not finished. `activity` says what it does, `turned` when it last began a step, `waiting_since` since when
+    packs have been waiting on the queue (all by time.monotonic).
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""One bit that a worker's processes share: this worker is stopping.
+"""How a worker stops: one bit that its processes share, and an end to its blocking reads of Redis.
 
-A byte of shared memory, mapped before the pool forks. No lock and no semaphore: a child killed at the wrong
+The bit is a byte of shared memory, mapped before the pool forks. No lock and no semaphore: a child killed at the wrong
 moment could take those with it and hang the shutdown.
 """
 
