@@ -9,6 +9,7 @@ load goes to 127.0.0.1 and stops by itself.
 
 import json
 import os
+import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -94,11 +95,11 @@ def _rates(
         "publish of AsyncPublisher": lambda: bench.publish_async(events // 10, at_once=1),
     }
     told = _rounds(console, measures, rounds)
-    medians = tables.medians(told)
+    medians = told["events per second"]
     tables.print_rates(console, medians, [*NAIVE])
     if chart is not None:
         tables.draw_rates(chart, medians, f"{os.cpu_count()} cores for all, servers included")
-    return {"events per second": medians, "rounds": told}
+    return told
 
 
 def _choices(console: Console, bench: Bench, rounds: int, events: int) -> dict[str, Any]:
@@ -108,18 +109,19 @@ def _choices(console: Console, bench: Bench, rounds: int, events: int) -> dict[s
         for name, settings in CHOICES.items()
     }
     told = _rounds(console, measures, rounds)
-    medians = tables.medians(told)
-    tables.print_costs(console, "our worker, events/s", medians)
-    return {"events per second": medians, "rounds": told}
+    tables.print_costs(console, "our worker, events/s", told["events per second"])
+    return told
 
 
-def _rounds(console: Console, measures: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def _rounds(console: Console, measures: dict[str, Callable[[], float]], rounds: int) -> dict[str, Any]:
+    """Each measure once a round; the medians, and all of them."""
     rates: dict[str, list[float]] = {name: [] for name in measures}
     for number in range(rounds):
         for name, measure in measures.items():
             with console.status(f"round {number + 1} of {rounds}: {name}"):
                 rates[name].append(measure())
-    return rates
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    return {"events per second": medians, "rounds": rates}
 
 
 def _latency(console: Console, bench: Bench) -> dict[int, list[float]]:
@@ -165,7 +167,7 @@ def _growth(console: Console, bench: Bench) -> dict[str, Any]:
     spread = {}
     for size in SESSIONS:
         with console.status(f"{size} sessions in a pack"):
-            spread[size] = spread_milliseconds(bench.database, sessions=size)
+            spread[size] = [spread_milliseconds(bench.database, sessions=size)]
     tables.print_growth(console, ["sessions in a pack of 500", "ms per pack"], spread)
 
     return {

@@ -5,7 +5,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from events import AsyncPublisher, Event, Publisher, parse_event
 from events.contract import new_event_id
 from tests.bench import costs, limit, live
 from tests.database import Database
-from tests.stories import crowd, encoded
+from tests.stories import chunks, crowd, encoded
 from worker.demo import running_worker
 from worker.embedded import Stack
 from worker.settings import load_settings
@@ -119,15 +119,12 @@ class Bench:
         cpu = {name: (after[name] - before[name]) / first * 1e6 for name in after}
         return Run(first / seconds, cpu, memory, waiting)
 
-    def rate_of(self, raw: Sequence[bytes]) -> float:
+    def rate_of(self, raw: list[bytes]) -> float:
         """Events per second of our worker from a backlog of these."""
-        for start in range(0, len(raw), FILL):
-            self.stream.add(raw[start : start + FILL])
+        for chunk in chunks(raw, FILL):
+            self.stream.add(chunk)
         with self._workers(1):
-            self._wait_until(lambda: self._left() < len(raw))
-            began, first = time.monotonic(), self._left()
-            self._wait_until_left(0)
-            return first / (time.monotonic() - began)
+            return self._rate(self._left, len(raw))
 
     def live(self, count: int) -> float:
         """Events per second applied by one worker while two engines publish as fast as they can."""
@@ -189,10 +186,7 @@ class Bench:
         waiting = left()
         worker = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            self._wait_until(lambda: left() < waiting)
-            began, first = time.monotonic(), left()
-            self._wait_until(lambda: left() == 0)
-            return first / (time.monotonic() - began)
+            return self._rate(left, waiting)
         finally:
             worker.terminate()
             worker.wait()
@@ -207,6 +201,13 @@ class Bench:
                 running.enter_context(running_worker(environment, self.folder / f"worker-{number}.log"))
                 for number in range(count)
             ]
+
+    def _rate(self, left: Callable[[], int], waiting: int) -> float:
+        """Events per second, from the first of those waiting that is done to the last."""
+        self._wait_until(lambda: left() < waiting)
+        began, first = time.monotonic(), left()
+        self._wait_until(lambda: left() == 0)
+        return first / (time.monotonic() - began)
 
     def _left(self) -> int:
         return int(self.client.xlen(self.stream.key))

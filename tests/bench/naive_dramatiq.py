@@ -6,9 +6,8 @@ from typing import Any, Final
 import dramatiq
 from dramatiq.brokers.redis import RedisBroker
 
-from tests.bench.naive import apply
+from tests.bench.naive import QUEUE, apply
 
-QUEUE: Final = "naive"
 MESSAGES: Final = f"dramatiq:{QUEUE}.msgs"  # those that are not acknowledged, in Redis
 
 broker = RedisBroker(url=os.environ["REDIS_URL"])  # type: ignore[no-untyped-call]

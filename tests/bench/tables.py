@@ -2,7 +2,6 @@
 
 import io
 import re
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -13,10 +12,6 @@ from rich.table import Table
 
 BAR_WIDTH: Final = 40
 LIMIT: Final = "the limit: two bare clients of the batch RPC"
-
-
-def medians(rounds: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    return {name: statistics.median(values) for name, values in rounds.items()}
 
 
 def print_rates(console: Console, rates: Mapping[str, float], naive: Iterable[str]) -> None:
@@ -43,13 +38,10 @@ def print_costs(console: Console, title: str, costs: Mapping[str, float]) -> Non
     console.print(table)
 
 
-def print_growth(console: Console, header: Sequence[str], rows: Mapping[int, float | Sequence[float]]) -> None:
+def print_growth(console: Console, header: Sequence[str], rows: Mapping[int, Sequence[float]]) -> None:
     """How something grows with the number in the first column."""
-    if not rows:
-        return
     table = _table(*header)
-    for size, told in rows.items():
-        values = told if isinstance(told, Sequence) else [told]
+    for size, values in rows.items():
         table.add_row(f"{size:,}", *(f"{value:,.1f}" if value < 1000 else f"{value:,.0f}" for value in values))
     console.print(table)
 
