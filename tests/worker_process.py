@@ -61,7 +61,7 @@ class Workers:
                 stderr=output,
             )
         try:
-            wait_until(lambda: b"intake.started" in log.read_bytes(), "the worker has started")
+            wait_until(lambda: b"worker.started" in log.read_bytes(), "the worker has started")
             yield worker
         finally:
             worker.kill()

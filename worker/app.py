@@ -11,30 +11,30 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-import billiard.pool
 from celery import Celery
 
+from worker.queue.pool import shorten_the_end_of_pool_processes
+from worker.queue.transport import STREAM_OPTION
 from worker.settings import Settings
-from worker.supervisor import Supervisor
-from worker.transport import STREAM_OPTION
+from worker.supervisor.bootstep import Supervisor
 
 MAINTENANCE_SECONDS = 300.0
 
 
 def make_app(settings: Settings) -> Celery:
-    """A Celery app with the intake, the task, and settings for a worker that runs for months."""
+    """A Celery app with the supervisor, the tasks, and settings for a worker that runs for months."""
     url = settings.redis_url.get_secret_value()
-    app = Celery("worker", broker=url, include=["worker.tasks"])
+    app = Celery("worker", broker=url, include=["worker.apply.tasks"])
     app.conf.update(
         task_default_queue=settings.queue,
-        task_acks_late=True,  # acknowledge after the commit, so that a crash means redelivery
-        task_reject_on_worker_lost=False,  # the stream hands the pack out again, and counts how often
+        task_acks_late=True,  # a message in hand is one running task: so no slot's worth of messages is fetched ahead
+        task_reject_on_worker_lost=False,  # the stream remembers what the lost process was at
         task_ignore_result=True,
         task_serializer="json",
         accept_content=["json"],
         worker_pool=settings.pool,
         worker_concurrency=settings.concurrency,
-        worker_prefetch_multiplier=2,  # one pack runs in a slot, one is at hand
+        worker_prefetch_multiplier=1,  # what waits, waits on the queue, open to all workers
         worker_hijack_root_logger=False,
         worker_enable_remote_control=True,
         worker_cancel_long_running_tasks_on_connection_loss=False,  # the RPC goes on, and a repeat is harmless
@@ -48,7 +48,7 @@ def make_app(settings: Settings) -> Celery:
         broker_connection_max_retries=None,
         broker_channel_error_retry=True,  # READONLY or OOM from Redis must not end the worker
         broker_pool_limit=None,
-        broker_transport="worker.transport:Transport",
+        broker_transport="worker.queue.transport:Transport",
         broker_use_ssl=_tls(url),
         broker_transport_options={
             STREAM_OPTION: settings.stream,
@@ -60,9 +60,7 @@ def make_app(settings: Settings) -> Celery:
         },
     )
     app.steps["worker"].add(Supervisor)
-    # At the end a pool process waits for the main process to read its last result, which sometimes it no longer does;
-    # 1 s instead of 30 s, as nothing of ours needs that result. (A constant of the module: there is no setting.)
-    billiard.pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = 10
+    shorten_the_end_of_pool_processes()
     return app
 
 
@@ -70,5 +68,5 @@ def _tls(url: str) -> dict[str, Any] | None:
     """TLS as redis-py has it: certificates are checked unless the URL says otherwise (kombu would not check)."""
     if not url.startswith("rediss://"):
         return None
-    said = {name: value for name, value in parse_qsl(urlsplit(url).query) if name.startswith("ssl_")}
-    return {"ssl_cert_reqs": ssl.CERT_REQUIRED} | said
+    options = {name: value for name, value in parse_qsl(urlsplit(url).query) if name.startswith("ssl_")}
+    return {"ssl_cert_reqs": ssl.CERT_REQUIRED} | options

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import cached_property
 from http import HTTPStatus
-from typing import Any, Final, Literal, NotRequired, TypedDict
+from typing import Any, Final, Literal, NamedTuple, NotRequired, TypedDict
 
 import httpx
 from postgrest import CountMethod
@@ -65,6 +65,13 @@ class Description:
     told_at: float | None
 
 
+class PackResult(NamedTuple):
+    """How many events of a pack were applied, and what became of the others."""
+
+    applied: int
+    others: list[Answer]
+
+
 class Database:
     """One process's connection to Supabase, made at the first call; may be shared by threads.
 
@@ -105,9 +112,16 @@ class Database:
         """Apply a pack in one transaction; one answer per event, in order."""
         return self._call_pack("apply_interview_events", {"p_events": events}, len(events))
 
-    def record_dead_events(self, letters: Sequence[Letter]) -> list[Answer]:
+    def apply_pack(self, events: Sequence[Event], *, before_request: Callable[[], None]) -> PackResult:
+        answers = self._call_pack("apply_interview_events", {"p_events": events}, len(events), before_request)
+        others = [each for each in answers if each["outcome"] != "applied"]
+        return PackResult(len(answers) - len(others), others)
+
+    def record_dead_events(
+        self, letters: Sequence[Letter], *, before_request: Callable[[], None] = lambda: None
+    ) -> list[Answer]:
         """Keep events that cannot be applied; one answer per letter, in order."""
-        return self._call_pack("record_dead_interview_events", {"p_letters": letters}, len(letters))
+        return self._call_pack("record_dead_interview_events", {"p_letters": letters}, len(letters), before_request)
 
     def expire_waiting(self, *, hours: float) -> int:
         """Turn events that have waited longer into dead letters, in batches; answer how many."""
@@ -159,9 +173,12 @@ class Database:
         except APIError as error:  # 2xx with something that is not JSON: a proxy's page
             raise Unavailable(NOT_JSON) from error
 
-    def _call_pack(self, rpc: str, parameters: dict[str, Any], count: int) -> list[Answer]:
+    def _call_pack(
+        self, rpc: str, parameters: dict[str, Any], count: int, before_request: Callable[[], None] = lambda: None
+    ) -> list[Answer]:
         # Written and read by pydantic's JSON: client.rpc() would take twice the CPU time for a pack.
         body = to_json(parameters, exclude_none=True)
+        before_request()
         with metrics.timed_rpc(rpc), tracing.rpc_span(rpc):
             answer = self._call_despite_deadlocks(lambda client: _request(client, "POST", f"/rpc/{rpc}", body))
             try:

@@ -5,9 +5,10 @@ WorkerError
 ├── Unavailable           hold: claim nothing, dead-letter nothing, probe with backoff, resume by itself
 │   └── Misconfigured     hold likewise, and say which command or SQL mends it
 ├── RefusedCall           one event makes the whole call fail: halve the pack until it stands alone, then dead-letter it
-└── PackGivenBack         the worker stops, or held for too long: leave the pack to the next worker
+├── PackGivenBack         the worker stops, or held for too long: leave the pack to the next worker
+└── RedisFull             drain the stream without Celery's queue, until there is room
 
-Driver errors are translated once, where the driver is called (worker.database, worker.stream), with the cause kept.
+Driver errors are translated once, where the driver is called (worker.database, worker.stream, worker.queue), with the cause kept.
 Any other exception ends the task; its entries stay claimed and come again.
 """
 
@@ -49,3 +50,7 @@ class RefusedCall(WorkerError):
 
 class PackGivenBack(WorkerError):
     """This worker will not apply the pack; the stream hands it out again."""
+
+
+class RedisFull(WorkerError):
+    """Redis has reached its maxmemory, and refuses what is to be put in."""

@@ -2,7 +2,7 @@
 
 The hold is one Redis key, made by the first task that fails (the prober), which says since when and why. It is
 a lease: the prober renews it with every probe and deletes it when Supabase is well; should the prober die, it
-lapses, and the next task to fail becomes the prober. The intakes stand still while the key is there.
+lapses, and the next task to fail becomes the prober. Nobody claims while the key is there.
 """
 
 import json
@@ -18,6 +18,7 @@ from worker import stopping
 from worker.errors import Misconfigured, PackGivenBack, Unavailable
 from worker.logs import get_logger
 from worker.retry import Backoff
+from worker.settings import Settings
 
 T = TypeVar("T")
 
@@ -41,23 +42,15 @@ class HoldState:
 class Hold:
     """Runs calls to Supabase through its outages. One per process."""
 
-    def __init__(
-        self,
-        client: redis.Redis,
-        stream: str,
-        *,
-        backoff_seconds: float,
-        rpc_timeout_seconds: float,
-        hold_seconds: float,
-    ) -> None:
+    def __init__(self, client: redis.Redis, settings: Settings) -> None:
         self._redis: Any = client
-        self._key = hold_key(stream)
-        self._backoff = Backoff(base=0.2, cap=backoff_seconds)
-        self._lease_seconds = backoff_seconds + rpc_timeout_seconds + LEASE_MARGIN_SECONDS
-        self._hold_seconds = hold_seconds
+        self._key = hold_key(settings.stream)
+        self._backoff = Backoff(base=0.2, cap=settings.backoff_seconds)
+        self._lease_seconds = settings.backoff_seconds + settings.rpc_timeout_seconds + LEASE_MARGIN_SECONDS
+        self._hold_seconds = settings.hold_seconds
 
-    def run(self, call: Callable[[], T]) -> T:
-        """Call until Supabase takes it.
+    def run(self, call: Callable[[], T], *, waiting: Callable[[], None] = lambda: None) -> T:
+        """Call until Supabase takes it; meanwhile call `waiting`, every second or more often.
 
         Raises PackGivenBack when the worker stops meanwhile or the outage outlasts `hold_seconds`, and whatever
         `call` raises besides Unavailable.
@@ -65,15 +58,16 @@ class Hold:
         try:
             return call()
         except Unavailable as ill:
-            return self._run_through_outage(call, ill)
+            return self._run_through_outage(call, ill, waiting)
 
-    def _run_through_outage(self, call: Callable[[], T], ill: Unavailable) -> T:
+    def _run_through_outage(self, call: Callable[[], T], ill: Unavailable, waiting: Callable[[], None]) -> T:
         began, attempt, probing = time.monotonic(), 0, False
         while True:
             probing = self._renew(ill) if probing else self._begin(ill)
             wait = self._backoff.seconds(attempt, random.random())  # noqa: S311 - jitter, not a secret
             attempt += 1
-            stopped = stopping.wait(max(wait, ill.retry_after)) if probing else self._wait_for_prober()
+            pause = max(wait, ill.retry_after)
+            stopped = _pause(pause, waiting) if probing else self._wait_for_prober(waiting)
             if stopped or time.monotonic() - began > self._hold_seconds:
                 if probing:
                     self._hand_over()
@@ -117,9 +111,9 @@ class Hold:
     def _lease_ms(self, ill: Unavailable) -> int:
         return int((self._lease_seconds + ill.retry_after) * 1000)
 
-    def _wait_for_prober(self) -> bool:
-        """Wait until the hold is over or its prober is gone; answer whether the worker is stopping."""
-        while not stopping.wait(random.random() * POLL_SECONDS):  # noqa: S311 - jitter, not a secret
+    def _wait_for_prober(self, waiting: Callable[[], None]) -> bool:
+        """Wait until the hold is over or its prober is gone; return whether the worker is stopping."""
+        while not _pause(random.random() * POLL_SECONDS, waiting):  # noqa: S311 - jitter, not a secret
             try:
                 if not self._redis.exists(self._key):
                     return False
@@ -147,6 +141,16 @@ class Hold:
         log.warning("hold.handed_over")
 
 
+def _pause(seconds: float, waiting: Callable[[], None]) -> bool:
+    """Wait, calling `waiting` every POLL_SECONDS; return whether the worker is stopping."""
+    deadline = time.monotonic() + seconds
+    while True:
+        waiting()
+        left = deadline - time.monotonic()
+        if stopping.wait(min(left, POLL_SECONDS)) or left <= POLL_SECONDS:
+            return stopping.stopping()
+
+
 def _state(ill: Unavailable, *, since: float) -> HoldState:
     return HoldState(ill.reason, since, ill.remedy if isinstance(ill, Misconfigured) else None)
 
@@ -161,5 +165,5 @@ def read_hold(client: redis.Redis, key: str) -> HoldState | None:
     raw: Any = client.get(key)
     if not raw:
         return None
-    told = json.loads(raw)  # perhaps by a worker of another version
-    return HoldState(told["reason"], told["since"], told.get("remedy"))
+    fields = json.loads(raw)  # perhaps of a worker of another version
+    return HoldState(fields["reason"], fields["since"], fields.get("remedy"))

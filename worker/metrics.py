@@ -39,13 +39,13 @@ HELP: Final = {
     "interview_rpc_seconds": "How long do Supabase's RPCs take, and how do they end?",
     # known to the main process
     "interview_worker_stalled": "Does this worker stand still though there is work (1)?",
-    "interview_worker_packs_total": "How many packs has this worker taken from the queue?",
+    "interview_worker_packs_total": "How many packs has this worker finished?",
     # asked of Redis at each scrape, and absent while it is away
     "interview_redis_up": "Does Redis answer this worker (1)?",
     "interview_stream_entries": "How many events are in the stream, claimed or not?",
     "interview_stream_claimed": "How many events of the stream has a worker claimed?",
     "interview_stream_oldest_seconds": "How long has the oldest event been in the stream (0: there is none)?",
-    "interview_packs_queued": "How many packs wait on Celery's queue?",
+    "interview_messages_queued": "How many messages wait on Celery's queue?",
     "interview_hold": "Is a hold in force (1), so that nothing is applied?",
     # asked of Supabase now and then, and absent while it is ill
     "interview_dead_letters_open": "How many dead letters are open?",

@@ -21,14 +21,12 @@ class Outcomes:
         self._redis: Any = client
         self._prefix = f"{stream}:outcomes"
 
-    def add(self, counts: Mapping[str, int]) -> None:
-        """Add to the counts, in one round trip."""
+    def add(self, pipeline: Any, counts: Mapping[str, int]) -> None:
+        """Queue the commands that add to the counts."""
         key = self._keys()[0]
-        with self._redis.pipeline(transaction=False) as pipeline:
-            for outcome, count in counts.items():
-                pipeline.hincrby(key, outcome, count)
-            pipeline.expire(key, BUCKET_SECONDS * (BUCKETS + 2))
-            pipeline.execute()
+        for outcome, count in counts.items():
+            pipeline.hincrby(key, outcome, count)
+        pipeline.expire(key, BUCKET_SECONDS * (BUCKETS + 2))
 
     def last_minute(self) -> Counter[str]:
         """The counts of the last 60 to 70 seconds."""

@@ -127,7 +127,7 @@ class OfRedis:
                 "interview_stream_entries": stream.length,
                 "interview_stream_claimed": stream.pending,
                 "interview_stream_oldest_seconds": stream.oldest_seconds,
-                "interview_packs_queued": self._redis.llen(self._queue),
+                "interview_messages_queued": self._redis.llen(self._queue),
                 "interview_hold": read_hold(self._redis, hold_key(self._stream.key)) is not None,
             }
         except redis.RedisError:

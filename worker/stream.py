@@ -1,11 +1,13 @@
 """The Redis stream: what is not done yet. The one module that speaks to it.
 
 Entries are claimed by consumers of one group, and leave the stream only when their events stand in Postgres.
-Redis 6.2 to 8. Every call may raise redis.RedisError; the callers wait and try again.
+Redis 6.2 to 8. Every call may raise redis.RedisError; the callers wait and try again. All that takes entries out works
+while Redis is full (`maxmemory`), too: it needs no command that a full Redis refuses.
 """
 
+import json
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -14,17 +16,17 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from events.publisher import FIELD
-from worker.pack import raw_event
 from worker.settings import StreamSettings
 
 GROUP: Final = "workers"
 SOCKET_TIMEOUT_SECONDS: Final = 15.0  # longer than any blocking read
-PAGE: Final = 1000  # entries in one command
+PAGE: Final = 1000  # entries of which no event is read, in one command
+SLICE: Final = 32  # entries whose events are read in one command: anyone can add events of megabytes
+PACK_BYTES: Final = 4 << 20  # of a pack's events; 500 of the largest would be 125 MiB in one RPC
 FORGET_ATTEMPTS_SECONDS: Final = 7 * 86_400  # of an entry that somebody deleted by hand meanwhile
 
 # Deletes consumers that are idle and hold nothing. In a script, so that none can claim something in between.
 _FORGET_CONSUMERS: Final = """
-redis.replicate_commands()
 local forgotten = 0
 for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
   local field = {}
@@ -46,6 +48,20 @@ class Entry(NamedTuple):
     deliveries: int = 1
 
 
+class IdleEntry(NamedTuple):
+    """An entry that its consumer has left idle: its id, and how often it has been delivered."""
+
+    id: str
+    deliveries: int
+
+
+class Claimed(NamedTuple):
+    """Entries that were claimed; `full`: as many as were asked for, or PACK_BYTES of them, so there may be more."""
+
+    entries: list[Entry]
+    full: bool
+
+
 @dataclass(frozen=True)
 class StreamState:
     """How the stream stands: entries in it, the age of the oldest in seconds (0 if none), those claimed by consumer."""
@@ -60,8 +76,11 @@ class StreamState:
         return sum(self.claimed.values())
 
 
-def connect(settings: StreamSettings, name: str = "interview-worker") -> redis.Redis:
-    """A client that raises at once when Redis is away: the callers know how to wait."""
+def connect(settings: StreamSettings, name: str = "interview-worker", *, retries: int = 1) -> redis.Redis:
+    """A client that raises at once when Redis is away: the callers know how to wait.
+
+    `retries` on another connection, for one that Redis has closed meanwhile.
+    """
     return redis.Redis.from_url(
         settings.redis_url.get_secret_value(),
         socket_timeout=SOCKET_TIMEOUT_SECONDS,
@@ -69,7 +88,7 @@ def connect(settings: StreamSettings, name: str = "interview-worker") -> redis.R
         socket_keepalive=True,
         health_check_interval=15,
         client_name=name,
-        retry=Retry(NoBackoff(), 1),
+        retry=Retry(NoBackoff(), retries),
     )
 
 
@@ -81,13 +100,34 @@ class EventStream:
         self._redis: Any = client  # redis-py types each answer as "maybe awaitable"
 
     def add(self, events: Iterable[bytes]) -> list[str]:
-        """Append events as they are, in one round trip; answer their entry ids."""
+        """Append events as they are, in one round trip; return their entry ids."""
         with self._redis.pipeline(transaction=False) as pipeline:
             for raw in events:
                 pipeline.xadd(self.key, {FIELD: raw})
             return [entry_id.decode() for entry_id in pipeline.execute()]
 
-    def ensure_group(self) -> None:
+    # ------------------------------------------------------------------------------------- what there is to do
+
+    def wait_for_undelivered(self, *, block_ms: int) -> bool:
+        """Wait until an entry is there that no consumer was given; return whether one is. 0: do not wait."""
+        found = self._redis.xread({self.key: self._last_delivered_id()}, count=1, block=block_ms or None)
+        return bool(found)
+
+    def _last_delivered_id(self) -> bytes:
+        try:
+            groups = self._redis.xinfo_groups(self.key)
+        except redis.ResponseError as error:  # no such key
+            if "no such key" not in str(error):
+                raise
+            groups = []
+        for group in groups:
+            if group["name"] == GROUP.encode():
+                last: bytes = group["last-delivered-id"]
+                return last
+        self._create_group()
+        return b"0-0"
+
+    def _create_group(self) -> None:
         """Create the group, from the first entry on; harmless where it exists."""
         try:
             self._redis.xgroup_create(self.key, GROUP, id="0", mkstream=True)
@@ -95,70 +135,147 @@ class EventStream:
             if "BUSYGROUP" not in str(error):
                 raise
 
-    def claim_new(self, consumer: str, count: int, *, block_ms: int) -> list[Entry]:
-        """Claim up to `count` entries that nobody has had, waiting up to `block_ms` for the first."""
-        answer = self._redis.xreadgroup(GROUP, consumer, {self.key: ">"}, count=count, block=block_ms)
-        streams = answer.items() if isinstance(answer, dict) else answer or []
-        return [
-            Entry(entry_id.decode(), raw_event(fields)) for _, found in streams for entry_id, fields in _flat(found)
-        ]
+    def idle(self, *, idle_ms: int, count: int) -> list[IdleEntry]:
+        """Claimed entries that their consumers have left idle for so long, the oldest first; claims nothing."""
+        try:
+            pending = self._redis.xpending_range(self.key, GROUP, min="-", max="+", count=count, idle=idle_ms)
+        except redis.ResponseError as error:
+            if not _no_group(error):
+                raise
+            return []
+        return [IdleEntry(each["message_id"].decode(), each["times_delivered"]) for each in pending]
 
-    def claim_idle(self, consumer: str, count: int, *, idle_ms: int) -> list[Entry]:
-        """Claim up to `count` entries whose consumer has not touched them for `idle_ms`."""
-        cursor = b"0-0"
-        found: list[tuple[bytes, dict[bytes, bytes]]] = []
-        while not found:
-            cursor, claimed, *_ = self._redis.xautoclaim(
-                self.key, GROUP, consumer, idle_ms, start_id=cursor, count=count
-            )
-            found = [(entry_id, fields) for entry_id, fields in claimed if fields]
-            if len(found) < len(claimed):
-                self._forget_deleted(consumer)
-            if cursor == b"0-0":  # looked at all
-                break
+    # ------------------------------------------------------------------------------------------------ claiming
+
+    def claim(self, consumer: str, count: int, *, block_ms: int) -> Claimed:
+        """Claim new entries, waiting `block_ms` (at least 1) for the first; not many more than PACK_BYTES of them."""
+        entries: list[Entry] = []
+        size = 0
+        while len(entries) < count and size < PACK_BYTES:
+            asked = min(SLICE, count - len(entries))
+            found = self._read_new(consumer, asked, None if entries else block_ms)
+            entries += found
+            size += sum(len(entry.event) for entry in found)
+            if len(found) < asked:
+                return Claimed(entries, full=False)
+        return Claimed(entries, full=True)
+
+    def _read_new(self, consumer: str, count: int, block_ms: int | None) -> list[Entry]:
+        try:
+            found = self._redis.xreadgroup(GROUP, consumer, {self.key: ">"}, count=count, block=block_ms)
+        except redis.ResponseError as error:
+            if not _no_group(error):
+                raise
+            self._create_group()  # the first worker ever, or the group went with a flush
+            return []
         if not found:
             return []
-        pending = self._redis.xpending_range(
-            self.key, GROUP, min=found[0][0], max=found[-1][0], count=10 * PAGE, consumername=consumer
-        )
-        deliveries = {each["message_id"]: each["times_delivered"] for each in pending}
-        return [Entry(entry_id.decode(), raw_event(fields), deliveries.get(entry_id, 1)) for entry_id, fields in found]
+        (entries,) = found.values() if isinstance(found, dict) else (entries for _, entries in found)
+        return [Entry(entry_id.decode(), raw_event(fields)) for entry_id, fields in _flat(entries)]
 
-    def done(self, entry_ids: Sequence[str], *, attempted: bool = False) -> None:
-        """Take entries out: their events stand in Postgres; `attempted`: tries of them were counted."""
-        with self._redis.pipeline(transaction=True) as pipeline:
-            pipeline.xack(self.key, GROUP, *entry_ids)
-            pipeline.xdel(self.key, *entry_ids)
-            if attempted:
-                pipeline.delete(*map(self._attempts, entry_ids))
-            pipeline.execute()
+    def reclaim(self, consumer: str, idle: Sequence[IdleEntry], *, idle_ms: int) -> Claimed:
+        """Claim those of these that are still idle; not many more than PACK_BYTES of them. Counts a delivery each."""
+        entries: list[Entry] = []
+        size = 0
+        for start in range(0, len(idle), SLICE):
+            if size >= PACK_BYTES:
+                return Claimed(entries, full=True)
+            asked = idle[start : start + SLICE]
+            found = self._claim_idle(consumer, asked, idle_ms)
+            entries += found
+            size += sum(len(entry.event) for entry in found)
+        return Claimed(entries, full=False)
 
-    def give_back(self, consumer: str, entry_ids: Sequence[str], *, idle_ms: int) -> None:
-        """Let others claim these entries at once, as if they had been idle for `idle_ms`."""
-        self._redis.xclaim(self.key, GROUP, consumer, 0, list(entry_ids), idle=idle_ms, justid=True)
+    def _claim_idle(self, consumer: str, idle: Sequence[IdleEntry], idle_ms: int) -> list[Entry]:
+        ids = [each.id for each in idle]
+        claimed = [each for each in self._redis.xclaim(self.key, GROUP, consumer, idle_ms, ids) if each[1]]
+        deliveries = {each.id: each.deliveries + 1 for each in idle}
+        entries = [
+            Entry(entry_id.decode(), raw_event(fields), deliveries[entry_id.decode()]) for entry_id, fields in claimed
+        ]
+        if len(entries) < len(ids):
+            self._drop_deleted(set(ids) - {entry.id for entry in entries})
+        return entries
 
-    def keep(self, consumer: str) -> None:
-        """Keep the claim on all entries of a consumer fresh: its tasks hold them through an outage."""
-        for page in self._pending_pages(consumer):
-            self._redis.xclaim(self.key, GROUP, consumer, 0, page, idle=0, justid=True)
+    def _drop_deleted(self, ids: Iterable[str]) -> None:
+        """Drop the claims on entries that somebody deleted by hand: Redis 6.2 hands them out again and again."""
+        gone = [entry_id for entry_id in ids if not self._redis.xrange(self.key, entry_id, entry_id)]
+        if gone:
+            self._redis.xack(self.key, GROUP, *gone)
 
-    def count_attempt(self, entry_id: str) -> int:
-        """Note that an entry is about to be tried alone; answer how often it has been, this time included.
+    # ------------------------------------------------------------------------------- what becomes of a claim
 
-        Each try is a name in a set, so that it is one try even where the answer is lost and the command sent again.
+    def refresh(self, consumer: str, entries: Sequence[Entry], *, min_idle_ms: int, held: bool) -> set[str]:
+        """Keep the claims of a consumer fresh; return the ids of the entries that are still its own.
+
+        An entry that another consumer has claimed meanwhile stays with that one. `held`: this delivery was no attempt
+        and is not counted.
         """
-        attempts = self._attempts(entry_id)
-        with self._redis.pipeline(transaction=True) as pipeline:
-            pipeline.sadd(attempts, uuid.uuid4().hex)
-            pipeline.scard(attempts)
-            pipeline.expire(attempts, FORGET_ATTEMPTS_SECONDS)
-            return int(pipeline.execute()[1])
+        own = self._own(consumer, entries)
+        # Who claims one of them at this very moment, after the look above, has left it idle for less than this.
+        self._set_claims(consumer, own, min_idle_ms=min_idle_ms, idle_ms=0, uncounted=held)
+        return {entry.id for entry in own}
 
-    def _attempts(self, entry_id: str) -> str:
+    def give_back(self, consumer: str, entries: Sequence[Entry], *, idle_ms: int) -> None:
+        """Let others reclaim these entries at once, as if idle for `idle_ms`; the delivery was no attempt."""
+        own = self._own(consumer, entries)
+        self._set_claims(consumer, own, min_idle_ms=0, idle_ms=idle_ms, uncounted=True)
+
+    def _own(self, consumer: str, entries: Sequence[Entry]) -> list[Entry]:
+        """Those of these entries (in order of their ids) that the consumer still holds."""
+        if not entries:
+            return []
+        own: set[str] = set()
+        start, last = entries[0].id, entries[-1].id
+        while page := self._redis.xpending_range(
+            self.key, GROUP, min=start, max=last, count=PAGE, consumername=consumer
+        ):
+            own |= {each["message_id"].decode() for each in page}
+            start = f"({page[-1]['message_id'].decode()}"
+        return [entry for entry in entries if entry.id in own]
+
+    def _set_claims(
+        self, consumer: str, entries: Sequence[Entry], *, min_idle_ms: int, idle_ms: int, uncounted: bool
+    ) -> None:
+        by_deliveries: dict[int, list[str]] = {}
+        for entry in entries:
+            by_deliveries.setdefault(entry.deliveries - uncounted, []).append(entry.id)
+        for deliveries, ids in by_deliveries.items():
+            self._redis.xclaim(
+                self.key, GROUP, consumer, min_idle_ms, ids, idle=idle_ms, retrycount=deliveries, justid=True
+            )
+
+    def acknowledge(
+        self, entry_ids: Sequence[str], *, attempted: bool = False, then: Callable[[Any], None] = lambda pipeline: None
+    ) -> None:
+        """Take entries out: their events stand in Postgres. `attempted`: attempts to apply them alone were counted.
+
+        `then` may queue more commands in the same round trip; whether they succeed is nobody's concern. No MULTI: a full
+        Redis refuses one. An entry that was deleted and not acknowledged is dropped when it is reclaimed.
+        """
+        with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.xdel(self.key, *entry_ids)
+            pipeline.xack(self.key, GROUP, *entry_ids)
+            if attempted:
+                pipeline.delete(*map(self._attempts_key, entry_ids))
+            then(pipeline)
+            for answer in pipeline.execute(raise_on_error=False)[:2]:
+                if isinstance(answer, Exception):
+                    raise answer
+
+    # ------------------------------------------------------------------------------------------------ attempts
+
+    def attempt(self, entry_id: str) -> "Attempt":
+        """An attempt to apply an entry alone, which is not counted yet."""
+        return Attempt(self._redis, self._attempts_key(entry_id))
+
+    def _attempts_key(self, entry_id: str) -> str:
         return f"{self.key}:attempts:{entry_id}"
 
+    # ---------------------------------------------------------------------------------------------- housekeeping
+
     def forget_consumers(self, *, idle_ms: int) -> int:
-        """Delete consumers that are idle and hold nothing (those of workers that ended); answer how many."""
+        """Delete consumers that are idle and hold nothing (those of processes that ended); return how many."""
         return int(self._redis.eval(_FORGET_CONSUMERS, 1, self.key, GROUP, idle_ms))
 
     def state(self) -> StreamState:
@@ -175,22 +292,44 @@ class EventStream:
             claimed={consumer["name"].decode(): consumer["pending"] for consumer in consumers},
         )
 
-    def _forget_deleted(self, consumer: str) -> None:
-        """Drop claims on entries that somebody deleted by hand: Redis 6.2 hands them out again and again."""
-        for page in self._pending_pages(consumer):
-            gone = [entry_id for entry_id in page if not self._redis.xrange(self.key, entry_id, entry_id)]
-            if gone:
-                self._redis.xack(self.key, GROUP, *gone)
 
-    def _pending_pages(self, consumer: str) -> Iterable[list[bytes]]:
-        start = "-"
-        while page := self._redis.xpending_range(
-            self.key, GROUP, min=start, max="+", count=PAGE, consumername=consumer
-        ):
-            yield [each["message_id"] for each in page]
-            start = f"({page[-1]['message_id'].decode()}"
+class Attempt:
+    """An attempt to apply an entry alone: a name in a set, so that it counts once however often it is counted."""
+
+    def __init__(self, client: Any, key: str) -> None:
+        self._redis = client
+        self._key = key
+        self._name = uuid.uuid4().hex
+
+    def count(self) -> int:
+        """Count this attempt; return how many are counted. A full Redis refuses (redis.exceptions.OutOfMemoryError)."""
+        with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.sadd(self._key, self._name)
+            pipeline.scard(self._key)
+            pipeline.expire(self._key, FORGET_ATTEMPTS_SECONDS)
+            return int(pipeline.execute()[1])
+
+    def withdraw(self) -> None:
+        """Do not count this attempt: what happens from now on says nothing about the event."""
+        self._redis.srem(self._key, self._name)
+
+
+def raw_event(fields: Mapping[bytes, bytes]) -> bytes:
+    """The event in a stream entry; of an entry that has none, all its fields as JSON, to be dead-lettered."""
+    raw = fields.get(FIELD.encode())
+    if raw is not None:
+        return raw
+    return json.dumps({_readable(name): _readable(value) for name, value in fields.items()}).encode()
+
+
+def _readable(value: bytes) -> str:
+    return value.decode(errors="backslashreplace")
 
 
 def _flat(found: Any) -> Iterable[tuple[bytes, dict[bytes, bytes]]]:
     """A stream's entries; in RESP3's answer they are wrapped in one more list."""
     return found[0] if found and isinstance(found[0], list) else found
+
+
+def _no_group(error: redis.ResponseError) -> bool:
+    return str(error).startswith("NOGROUP")

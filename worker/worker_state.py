@@ -11,7 +11,7 @@ FORGET_SECONDS: Final = 3600.0
 
 
 class WorkerState(BaseModel):
-    """`state` is what its intake does, or "stalled: " and why. Times are Unix times, in seconds."""
+    """`state` is what its dispatcher knows of it, or "stalled: " and why. Times are Unix times, in seconds."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -20,7 +20,7 @@ class WorkerState(BaseModel):
     started_at: float
     told_at: float
     state: str
-    packs: int  # received since its start
+    packs: int  # finished since its start
 
 
 class WorkerStates:
@@ -30,24 +30,24 @@ class WorkerStates:
         self._redis: Any = client
         self._key = f"{stream}:workers"
 
-    def tell(self, consumer: str, state: WorkerState) -> None:
+    def tell(self, worker: str, state: WorkerState) -> None:
         """Tell how this worker fares."""
-        self._redis.hset(self._key, consumer, state.model_dump_json())
+        self._redis.hset(self._key, worker, state.model_dump_json())
 
-    def forget(self, consumer: str) -> None:
+    def forget(self, worker: str) -> None:
         """This worker ends."""
-        self._redis.hdel(self._key, consumer)
+        self._redis.hdel(self._key, worker)
 
     def forget_the_silent(self) -> None:
         """Remove what workers told that were killed long ago."""
-        for consumer, state in self._all().items():
+        for worker, state in self._all().items():
             if time.time() - state.told_at > FORGET_SECONDS:
-                self.forget(consumer)
+                self.forget(worker)
 
     def alive(self) -> dict[str, WorkerState]:
-        """By consumer, those that told of themselves just now."""
+        """By worker, those that told of themselves just now."""
         return {name: state for name, state in self._all().items() if time.time() - state.told_at < SILENT_SECONDS}
 
     def _all(self) -> dict[str, WorkerState]:
         told = self._redis.hgetall(self._key)
-        return {consumer.decode(): WorkerState.model_validate_json(raw) for consumer, raw in told.items()}
+        return {worker.decode(): WorkerState.model_validate_json(raw) for worker, raw in told.items()}

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections import Counter
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ from worker.errors import Misconfigured, Unavailable
 from worker.hold import hold_key, read_hold
 from worker.outcomes import Outcomes
 from worker.settings import Settings, load_settings
+from worker.slots import worker_of
 from worker.stream import EventStream, StreamState
 from worker.worker_state import WorkerStates
 
@@ -83,7 +85,7 @@ def _of_redis(settings: Settings, client: redis.Redis) -> Report:
         "stream_length": stream.length,
         "stream_claimed": stream.pending,
         "oldest_seconds": round(stream.oldest_seconds, 1),
-        "packs_queued": client.llen(settings.queue),
+        "messages_queued": client.llen(settings.queue),
         "outcomes_last_minute": dict(Outcomes(client, settings.stream).last_minute()),
         "hold": hold and {"reason": hold.reason, "seconds": round(time.time() - hold.since), "remedy": hold.remedy},
         "workers": _workers(client, settings.stream, stream),
@@ -102,21 +104,24 @@ def _memory(client: redis.Redis) -> Report | None:
 def _workers(client: redis.Redis, key: str, stream: StreamState) -> list[Report]:
     """Those that run, and those that are silent and still have a claim on events."""
     alive = WorkerStates(client, key).alive()
+    claimed: Counter[str] = Counter()
+    for consumer, entries in stream.claimed.items():
+        claimed[worker_of(consumer)] += entries
     running = [
         {
-            "consumer": consumer,
+            "id": worker,
             "worker": state.hostname,
             "state": state.state,
-            "claimed": stream.claimed.get(consumer, 0),
+            "claimed": claimed[worker],
             "packs": state.packs,
             "seconds": round(time.time() - state.started_at),
         }
-        for consumer, state in alive.items()
+        for worker, state in alive.items()
     ]
     silent = [
-        {"consumer": consumer, "worker": consumer.rpartition("-")[0], "state": "silent", "claimed": claimed}
-        for consumer, claimed in stream.claimed.items()
-        if claimed and consumer not in alive
+        {"id": worker, "worker": worker.rpartition("-")[0], "state": "silent", "claimed": entries}
+        for worker, entries in claimed.items()
+        if entries and worker not in alive
     ]
     return running + silent
 
@@ -167,7 +172,7 @@ def _rows(report: Report, problems: list[str]) -> list[tuple[str, str]]:
     return [
         ("stream", f"{report['stream_length']} events, {report['stream_claimed']} of them claimed"),
         ("oldest", f"{report['oldest_seconds']} s" if report["stream_length"] else "-"),
-        ("packs queued", str(report["packs_queued"])),
+        ("celery queue", f"{report['messages_queued']} messages"),
         ("last minute", _last_minute(report["outcomes_last_minute"])),
         *zip(["workers", *[""] * len(workers)], workers or ["none"], strict=False),
         ("hold", f"for {hold['seconds']} s: {hold['reason']}" if hold else "none"),

@@ -55,13 +55,13 @@ def check_broker(
 
 
 def version(facts: Facts) -> Finding:
-    """XAUTOCLAIM came with 6.2."""
+    """XPENDING with IDLE came with 6.2."""
     told = facts.hello.get("version") or facts.info.get("redis_version")
     if not told:
         return Finding("Redis version", "unknown", "it does not tell", f"# 6.2 or newer?\n{facts.cli} INFO server")
     if tuple(int(part) for part in str(told).split(".")[:2] if part.isdigit()) < OLDEST:
         remedy = f"# upgrade it to 6.2 or newer, or use one that is:\n{EXPORTS['REDIS_URL']}"
-        return Finding("Redis version", "failed", f"{told} lacks commands that the intake needs", remedy)
+        return Finding("Redis version", "failed", f"{told} lacks commands that workers need", remedy)
     return Finding("Redis version", "ok", str(told))
 
 

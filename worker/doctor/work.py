@@ -26,13 +26,13 @@ def check_work(settings: StreamSettings, client: redis.Redis) -> Iterator[Findin
     yield _counted("stream", stream, events, "events") if events is not None else _other("stream", stream, cli)
     if events is not None:
         yield check_group(client, stream, cli)
-    packs = _length(client, "llen", settings.queue)
+    messages = _length(client, "llen", settings.queue)
     yield (
-        _counted("Celery queue", settings.queue, packs, "packs")
-        if packs is not None
+        _counted("Celery queue", settings.queue, messages, "messages")
+        if messages is not None
         else _other("Celery queue", settings.queue, cli)
     )
-    yield check_workers(client, stream, events or 0, packs or 0)
+    yield check_workers(client, stream, events or 0)
     latch = check_dead_share(client, stream)
     yield latch
     yield check_hold(client, stream, latched=latch.state == "failed")
@@ -69,7 +69,7 @@ def _ordered(entry_id: bytes) -> tuple[int, ...]:
     return tuple(int(part) for part in entry_id.split(b"-"))
 
 
-def check_workers(client: redis.Redis, key: str, events: int, packs: int) -> Finding:
+def check_workers(client: redis.Redis, key: str, events: int) -> Finding:
     """Is somebody at work, and does nobody stand still?"""
     check, alive = "workers", WorkerStates(client, key).alive()
     stalled = [state for state in alive.values() if state.state.startswith("stalled")]
@@ -77,8 +77,8 @@ def check_workers(client: redis.Redis, key: str, events: int, packs: int) -> Fin
         return Finding(check, "failed", "; ".join(map(_stalled, stalled)), "\n".join(map(_restart, stalled)))
     if alive:
         return Finding(check, "ok", f"{len(alive)} alive, {sum(state.packs for state in alive.values())} packs so far")
-    if events or packs:
-        told = f"none runs, and {events} events and {packs} packs wait"
+    if events:
+        told = f"none runs, and {events} events wait"
         return Finding(check, "failed", told, "celery -A worker worker")
     return Finding(check, "ok", "none runs, and nothing waits ('celery -A worker worker' starts one)")
 

@@ -1,12 +1,16 @@
-"""Celery's Redis transport, without a memory of its own: what is not acknowledged is in the stream.
+"""Celery's Redis transport, without a memory of its own: what is not done is in the stream.
 
 Kombu keeps a copy of each message that a worker has taken, in Redis, and gives it to others after a timeout. We need
-neither the copy nor the round trips for it. And where a connection is lost, its try to put such messages back on the
-queue fails on that connection and ends the worker (kombu 5.7: "Unrecoverable error"), or writes them to a file in the
-temporary folder. Here they go back on the queue where that can be done, as at SIGTERM, and to the stream otherwise.
+neither the copy nor the round trips for it, and a full Redis refuses them. And where a connection is lost, kombu's try to
+put such messages back on the queue fails on that connection and ends the worker (kombu 5.7: "Unrecoverable error"), or
+writes them to a file in the temporary folder. Our messages carry nothing: what was taken is not put back.
 
-Only documented parts of kombu are overridden: `ack_emulation`, `Channel.QoS`, `QoS.restore_unacked`, `Channel.client`,
-`Channel.close`, `Transport.brpop_timeout`.
+What is overridden, and where kombu has it:
+
+    Channel.ack_emulation, Channel.do_restore   documented in kombu/transport/redis.py and virtual/base.py
+    Channel.client, with a callback for BRPOP   redis.py, `Channel._brpop_read`: celery ends on a message it cannot read
+    Channel.close                               redis.py: waits for the end of a BRPOP
+    Transport.brpop_timeout                     redis.py, see worker/queue/options.py
 """
 
 from contextlib import suppress
@@ -14,29 +18,18 @@ from functools import cached_property
 from typing import Any, Final
 
 from celery import current_app
-from kombu.transport import redis, virtual
+from kombu.transport import redis
 
 from events.publisher import FIELD
 from worker import stopping
 from worker.logs import get_logger
-from worker.messages import fault
+from worker.queue.messages import fault, names_our_task
 
 STREAM_OPTION: Final = "interview_stream"  # of broker_transport_options: the stream's key
 
 _unreadable: list[bytes] = []  # popped from the queue, and not yet in the stream; here, as a channel may end
 
 log = get_logger(__name__)
-
-
-class QoS(virtual.QoS):
-    """Counts the messages that a worker has taken, in its memory."""
-
-    def restore_unacked(self) -> list[Any]:
-        """Put messages back on the queue; those that cannot be put there come again from the stream."""
-        failed = super().restore_unacked()  # type: ignore[no-untyped-call]
-        if failed:
-            log.info("packs.left_to_the_stream", packs=len(failed))
-        return []
 
 
 class Channel(redis.Channel):
@@ -47,10 +40,7 @@ class Channel(redis.Channel):
     """
 
     ack_emulation = False
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)  # type: ignore[no-untyped-call]
-        self.QoS = QoS  # type: ignore[assignment]  # kombu itself does so where acknowledgements are in memory
+    do_restore = False
 
     @cached_property
     def client(self) -> Any:
@@ -61,19 +51,29 @@ class Channel(redis.Channel):
 
     def _screened(self, answer: Any, **_: Any) -> Any:
         """Redis' answer (queue and message, or None), or None instead of a message that cannot be read."""
-        packs = answer is not None and not answer[0].endswith(b".pidbox")  # and not a reply to `celery inspect`
-        if packs and (why := fault(answer[1], current_app.tasks)):
-            log.warning("message.unreadable", why=why, bytes=len(answer[1]), next="interviews dlq list")
-            _unreadable.append(answer[1])
+        task = answer is not None and not answer[0].endswith(b".pidbox")  # and not a reply to `celery inspect`
+        if task and (why := fault(answer[1], current_app.tasks)):
+            self._set_aside(answer[1], why)
             answer = None
+        self._flush()
+        return answer
+
+    def _set_aside(self, message: bytes, why: str) -> None:
+        if names_our_task(message):
+            log.warning("message.ignored", why=why, bytes=len(message))
+        else:
+            log.warning("message.unreadable", why=why, bytes=len(message), next="interviews dlq list")
+            _unreadable.append(message)
+
+    def _flush(self) -> None:
+        """Move what was set aside to the stream; what cannot be moved now waits for the next answer of Redis."""
         while _unreadable:
             try:
                 with self.conn_or_acquire() as client:
                     client.xadd(self.connection.client.transport_options[STREAM_OPTION], {FIELD: _unreadable[0]})
             except self.connection_errors + self.connection.channel_errors:
-                break  # until the next answer: one comes every brpop_timeout
+                return  # one comes every brpop_timeout
             del _unreadable[0]
-        return answer
 
     def close(self) -> None:
         """As kombu, which waits for the end of a BRPOP: a long one ends at once."""

@@ -1,7 +1,7 @@
 """Messages on Celery's queue: which of them a worker can read.
 
 Celery itself ends the worker on a message that is not JSON or not base64, and drops one whose task, time or content
-type it does not know. Nobody but our intake should write that queue; a mistyped script does.
+type it does not know. Nobody but our workers and beat should write that queue; a mistyped script does.
 """
 
 import base64
@@ -9,15 +9,13 @@ import binascii
 import inspect
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from celery import Task
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
-from worker.pack import Message, Pack
-
+TASK: Final = "interview.apply_events"
 _ARGUMENTS = TypeAdapter(tuple[list[JsonValue], dict[str, JsonValue], JsonValue])
-_PACK = TypeAdapter(Message)
 
 
 class Part(BaseModel):
@@ -81,15 +79,20 @@ class Envelope(Part):
     content_encoding: Literal["utf-8"] = Field(alias="content-encoding")
 
 
+class _Name(Part):
+    task: str
+
+
+class _Named(Part):
+    headers: _Name
+
+
 def fault(raw: bytes, tasks: Mapping[str, Task]) -> str | None:
     """Why a worker with these tasks cannot read a message, without its content; None where it can."""
     try:
         envelope = Envelope.model_validate_json(raw)
         args, kwargs, _ = _ARGUMENTS.validate_json(base64.b64decode(envelope.body, validate=True))
-        task = tasks[envelope.headers.task]
-        arguments = inspect.signature(task.run).bind(*args, **kwargs).arguments
-        if "pack" in arguments:
-            Pack.from_message(_PACK.validate_python(arguments["pack"]))
+        inspect.signature(tasks[envelope.headers.task].run).bind(*args, **kwargs)
     except ValidationError as invalid:
         problem = invalid.errors(include_url=False, include_context=False, include_input=False)[0]
         return ": ".join(filter(None, (".".join(map(str, problem["loc"])), problem["msg"])))
@@ -100,3 +103,11 @@ def fault(raw: bytes, tasks: Mapping[str, Task]) -> str | None:
     except (TypeError, ValueError) as error:
         return f"body: {error}"
     return None
+
+
+def names_our_task(raw: bytes) -> bool:
+    """Whether a message that cannot be read was meant for the task: it carried no event that is not in the stream."""
+    try:
+        return _Named.model_validate_json(raw).headers.task == TASK
+    except ValidationError:
+        return False

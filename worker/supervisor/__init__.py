@@ -1,0 +1,1 @@
+"""What the main process of a worker does beside Celery: dispatch, watch, report, and end in time."""

@@ -1,0 +1,172 @@
+"""The dispatcher: says on Celery's queue that there is work, when there is some and no slot of this worker is at it.
+
+One thread in every worker's main process. It claims nothing and remembers nothing: a message that is lost is sent again,
+and a spare one finds an empty stream. Only while Redis is full, and refuses the message, it drains the stream itself.
+"""
+
+import random
+import time
+from collections.abc import Callable
+from typing import Any, Final, Literal
+
+import redis
+
+from worker import slots, stopping
+from worker.errors import RedisFull
+from worker.hold import hold_key
+from worker.logs import get_logger
+from worker.queue.sender import QUEUE_AWAY
+from worker.retry import Backoff
+from worker.settings import Settings
+from worker.stream import EventStream
+
+BLOCK_MS: Final = 12_000  # longest wait for an event; each ends in two commands of Redis
+POLL_SECONDS: Final = 0.005  # between two looks at busy slots
+HOLD_SECONDS: Final = 0.5  # between two looks at a hold
+TURN_MS: Final = 50  # so long other idle workers leave it to the one that sends first
+ANSWER_SECONDS: Final = 0.25  # longest wait for a slot to begin, after a message
+PROGRESS_SECONDS: Final = 5.0  # busy slots that have begun nothing for so long are looked at
+
+Activity = Literal["running", "holding", "redis away", "redis full"]
+
+log = get_logger(__name__)
+
+
+class Dispatcher:
+    """Sends messages until the worker stops.
+
+    `send()` puts a message on Celery's queue; it may raise what QUEUE_AWAY names, and RedisFull. `slots_there()` returns
+    the number of slots, `drain()` drains the stream for some seconds in this thread. `activity` says what the worker
+    does, `turned` when the dispatcher last began a step, `undelivered_since` since when it has known that entries are
+    undelivered while no slot began anything (by time.monotonic).
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        client: redis.Redis,
+        *,
+        send: Callable[[], None],
+        slots_there: Callable[[], int],
+        drain: Callable[[], None],
+    ) -> None:
+        self._redis: Any = client
+        self._stream = EventStream(client, settings.stream)
+        self._queue = settings.queue
+        self._hold_key = hold_key(settings.stream)
+        self._turn_key = f"{settings.stream}:turn"
+        self._send = send
+        self._slots_there = slots_there
+        self._drain = drain
+        self._backoff = Backoff(base=0.1, cap=settings.backoff_seconds)
+        self._reclaim_ms = int(settings.reclaim_seconds * 1000)
+        self._reclaim_every = settings.reclaim_seconds / 4
+        self._next_reclaim = 0.0
+        self.activity: Activity = "running"
+        self.turned = time.monotonic()
+        self.undelivered_since: float | None = None
+
+    def run(self) -> None:
+        """Dispatch until the worker stops; whatever goes wrong, wait and go on."""
+        failures = 0
+        while not stopping.stopping():
+            try:
+                self.step()
+            except QUEUE_AWAY as error:
+                self.activity, self.undelivered_since = "redis away", None
+                if not failures:
+                    log.warning("dispatcher.redis_away", error=f"{type(error).__name__}: {error}")
+            except Exception:
+                log.exception("dispatcher.failed")  # a fault of ours: log it, and do not leave the worker without it
+            else:
+                if failures:
+                    log.warning("dispatcher.resumed", failures=failures)
+                    failures = 0
+                continue
+            failures += 1
+            stopping.wait(self._backoff.seconds(failures, random.random()))  # noqa: S311 - jitter, not a secret
+
+    def step(self) -> None:
+        """Send a message where one is due, or wait a moment."""
+        self.turned = time.monotonic()
+        if slots.busy():
+            self._watch_busy_slots()
+        elif self._reclaim_due():
+            slots.ask_to_reclaim()
+            self._dispatch()
+        elif self._stream.wait_for_undelivered(block_ms=self._block_ms()):
+            self.undelivered_since = self.undelivered_since or time.monotonic()
+            self._dispatch()
+        else:
+            self.activity, self.undelivered_since = "running", None
+
+    def _watch_busy_slots(self) -> None:
+        busy = slots.busy()
+        if slots.take_full_claim() and busy < self._slots_there():
+            self._dispatch(another=True)
+            return
+        self.activity = "holding" if slots.holding() else "running"
+        if self.turned - slots.stepped_at() < PROGRESS_SECONDS or slots.holding():
+            self.undelivered_since = None
+        elif self.undelivered_since is None and self._stream.wait_for_undelivered(block_ms=0):
+            self.undelivered_since = self.turned
+        stopping.wait(POLL_SECONDS)
+
+    def _block_ms(self) -> int:
+        """How long to wait for an event: not past the next look for entries to reclaim."""
+        return max(1, min(BLOCK_MS, int((self._next_reclaim - time.monotonic()) * 1000)))
+
+    def _reclaim_due(self) -> bool:
+        """Whether an entry is to be reclaimed; nobody would notice while no events come."""
+        if time.monotonic() < self._next_reclaim:
+            return False
+        self._next_reclaim = time.monotonic() + self._reclaim_every
+        return bool(self._stream.idle(idle_ms=self._reclaim_ms, count=1))
+
+    def _dispatch(self, *, another: bool = False) -> None:
+        """Send a message, unless a hold is in force or one waits already; `another`: for one more slot of this worker.
+
+        An event wakes all idle workers: the first to get its turn sends the message, and the others look again.
+        """
+        held, waiting, turn = self._look(another=another)
+        if held:
+            self.activity, self.undelivered_since = "holding", None
+            stopping.wait(HOLD_SECONDS)
+        elif waiting or not turn:
+            stopping.wait(random.uniform(0.5, 1.5) * TURN_MS / 1000)  # noqa: S311 - jitter, not a secret
+        else:
+            busy = slots.busy()
+            try:
+                self._send()
+            except RedisFull:
+                self._drain_here()
+            else:
+                self.activity = "running"
+                self._wait_for_more_than(busy)
+
+    def _look(self, *, another: bool) -> tuple[bool, bool, bool]:
+        """Whether a hold is in force, whether a message waits on the queue, and whether it is our turn to send."""
+        with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.exists(self._hold_key)
+            pipeline.llen(self._queue)
+            if not another:
+                pipeline.set(self._turn_key, 1, nx=True, px=TURN_MS)
+            held, waiting, *turn = pipeline.execute(raise_on_error=False)
+        for answer in (held, waiting):
+            if isinstance(answer, Exception):
+                raise answer
+        # Where the turn cannot be noted, because Redis is full or a replica, the message is refused as well.
+        return bool(held), bool(waiting), another or bool(turn[0])
+
+    def _wait_for_more_than(self, busy: int) -> None:
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while time.monotonic() < deadline and slots.busy() <= busy:
+            if stopping.wait(POLL_SECONDS / 2):
+                return
+
+    def _drain_here(self) -> None:
+        """Make room: a full Redis takes no message, and takes events out as ever."""
+        if self.activity != "redis full":
+            log.warning("dispatcher.redis_full", next="it drains by itself; see 'interviews status'")
+        self.activity = "redis full"
+        self._drain()
