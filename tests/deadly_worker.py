@@ -17,4 +17,4 @@ def die_of(raw: bytes) -> Any:
     return parse_event(raw)
 
 
-patch("worker.apply.parse_event", die_of).start()
+patch("worker.apply.applier.parse_event", die_of).start()

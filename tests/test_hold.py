@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 import pytest
 from structlog.testing import capture_logs
 
-from tests.worker_process import STREAM, Workers, wait_until
+from tests.worker_process import Workers, wait_until
 from worker import stopping
 from worker.errors import Misconfigured, PackGivenBack, RefusedCall, Unavailable
 from worker.hold import Hold
+from worker.settings import load_settings
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +21,8 @@ def _running() -> Iterator[None]:
 
 
 def hold_of(workers: Workers, *, hold_seconds: float = 60.0) -> Hold:
-    return Hold(workers.client, STREAM, backoff_seconds=0.01, rpc_timeout_seconds=1.0, hold_seconds=hold_seconds)
+    quick = {"backoff_seconds": 0.01, "rpc_timeout_seconds": 1.0, "hold_seconds": hold_seconds}
+    return Hold(workers.client, load_settings().model_copy(update=quick))
 
 
 def failing(times: int, error: Exception) -> Callable[[], str]:
@@ -107,3 +109,10 @@ def test_a_stopping_worker_gives_its_pack_back_and_lets_another_probe(workers: W
 def test_an_outage_that_outlasts_the_hold_gives_the_pack_back(workers: Workers) -> None:
     with pytest.raises(PackGivenBack):
         hold_of(workers, hold_seconds=0.05).run(failing(1_000_000, Unavailable("HTTP 503")))
+
+
+def test_who_waits_keeps_its_claims_meanwhile(workers: Workers) -> None:
+    kept: list[bool] = []
+    ill = Unavailable("HTTP 503")
+    assert hold_of(workers).run(failing(20, ill), waiting=lambda: kept.append(True)) == "done"
+    assert len(kept) >= 20

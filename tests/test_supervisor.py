@@ -65,7 +65,7 @@ def test_the_heart_beats_while_redis_is_away_and_while_supabase_is(
         wait_until(lambda: states() == ["running"], "it tells its state")
 
         stack.redis.stop()
-        wait_until(lambda: bool(workers.logged("intake.redis_away")), "the worker misses Redis")
+        wait_until(lambda: bool(workers.logged("dispatcher.redis_away")), "the worker misses Redis")
         wait_for_a_beat(heartbeat)
         stack.redis.start()
 
@@ -83,7 +83,7 @@ def test_the_heart_beats_while_redis_is_away_and_while_supabase_is(
     assert_rows_equal_their_stories(database, events)
 
 
-def test_a_worker_that_takes_no_packs_stalls_and_says_so_until_it_goes_on(
+def test_a_worker_whose_pool_stands_still_stalls_and_says_so_until_it_goes_on(
     workers: Workers, database: Database, user: uuid.UUID, rng: random.Random, heartbeat: Path
 ) -> None:
     events = crowd(user, rng, events=2_000)
@@ -94,7 +94,7 @@ def test_a_worker_that_takes_no_packs_stalls_and_says_so_until_it_goes_on(
             workers.stream.add(encoded(events))
             wait_until(lambda: bool(workers.logged("worker.stalled")), "it says that it stalls")
             heartbeat.unlink(missing_ok=True)
-            wait_until(lambda: states()[0].startswith("stalled: packs wait"), "status says that it stalls")
+            wait_until(lambda: states()[0].startswith("stalled: events wait"), "status says that it stalls")
             code, report = status()
             assert (code, "restart it" in str(report["problems"])) == (3, True)
             assert not heartbeat.exists()
@@ -104,31 +104,45 @@ def test_a_worker_that_takes_no_packs_stalls_and_says_so_until_it_goes_on(
     assert_rows_equal_their_stories(database, events)
 
 
-def test_an_intake_that_dies_is_started_again(
+def test_a_dispatcher_that_dies_is_started_again(
     workers: Workers, database: Database, user: uuid.UUID, rng: random.Random
 ) -> None:
     events = crowd(user, rng, events=100)
     workers.stream.add(encoded(events))
-    with workers.running(app="tests.hurt_worker", HURT_INTAKE="1") as worker:
+    with workers.running(app="tests.hurt_worker", HURT_DISPATCHER="1") as worker:
         workers.wait_until_empty()
         assert workers.stop(worker) == 0
-    assert len(workers.logged("intake.died")) == 1
+    assert len(workers.logged("dispatcher.died")) == 1
     assert_rows_equal_their_stories(database, events)
 
 
+@contextmanager
+def hanging_supabase(stack: Stack) -> Iterator[dict[str, str]]:
+    """Settings of a Supabase that never answers."""
+    rest = stack.environment["SUPABASE_REST_URL"]
+    with Proxy(int(rest.rpartition(":")[2])).running() as proxy:
+        proxy.mode = "black_hole"
+        url = f"http://127.0.0.1:{proxy.port}"
+        yield {"SUPABASE_URL": url, "SUPABASE_REST_URL": url}
+
+
 def test_status_names_a_killed_worker_until_its_events_are_taken_over(
-    workers: Workers, database: Database, user: uuid.UUID, rng: random.Random
+    workers: Workers, stack: Stack, database: Database, user: uuid.UUID, rng: random.Random
 ) -> None:
     events = crowd(user, rng, events=2_000)
-    with workers.running() as worker, stopped_pool(worker) as children:
+    with hanging_supabase(stack) as settings, workers.running(**settings) as worker:
         workers.stream.add(encoded(events))
         wait_until(lambda: workers.stream.state().pending > 0, "it has claimed events")
+        children = psutil.Process(worker.pid).children()
         worker.kill()
         worker.wait()
         for child in children:
             child.kill()
     workers.client.delete("interview:events:workers")  # as if it had been silent for a while
+    workers.client.delete("interview:events:hold")
     assert states() == ["silent"]
+    (silent,) = status()[1]["workers"]
+    assert silent["claimed"] == workers.stream.state().pending
     with workers.running() as worker:
         workers.wait_until_empty()
         assert workers.stop(worker) == 0
@@ -139,14 +153,10 @@ def test_sigterm_ends_a_worker_whose_call_hangs(
     workers: Workers, stack: Stack, database: Database, user: uuid.UUID, rng: random.Random
 ) -> None:
     events = crowd(user, rng, events=1_000)
-    rest = stack.environment["SUPABASE_REST_URL"]
-    with Proxy(int(rest.rpartition(":")[2])).running() as proxy:
-        hung = f"http://127.0.0.1:{proxy.port}"
-        proxy.mode = "black_hole"
-        with workers.running(SUPABASE_URL=hung, SUPABASE_REST_URL=hung) as worker:
-            workers.stream.add(encoded(events))
-            wait_until(lambda: workers.hold() is not None, "the first call has timed out")
-            assert workers.stop(worker) == 0
+    with hanging_supabase(stack) as settings, workers.running(**settings) as worker:
+        workers.stream.add(encoded(events))
+        wait_until(lambda: workers.hold() is not None, "the first call has timed out")
+        assert workers.stop(worker) == 0
     assert workers.stream.state().length == len(events)
     with workers.running() as worker:
         workers.wait_until_empty()
@@ -162,7 +172,7 @@ def test_a_worker_whose_pool_never_ends_is_cut_off(
     grace = {1: "3", 2: "3600"}[signals]
     with workers.running(INTERVIEW_GRACE_SECONDS=grace) as worker, stopped_pool(worker) as children:
         workers.stream.add(encoded(events))
-        wait_until(lambda: workers.client.llen("interview") > 0, "packs wait on the queue")
+        wait_until(lambda: workers.client.llen("interview") > 0, "the pool has its messages, and one more waits")
         worker.send_signal(signal.SIGTERM)
         if signals == 2:
             wait_until(lambda: not states() or states() == ["silent"], "it is stopping")
