@@ -1,9 +1,9 @@
 """An engine in a process of its own: publishes interviews without pause, and keeps what Redis did not confirm.
 
-    python -m tests.chaos.engine URL USER_ID SEED RATE
+    python -m tests.chaos.engine URL USER_ID SEED RATE [SPOOL]
 
-Prints every session's seed on a line of its own once all its events are confirmed; ends at SIGTERM, after the
-session that it is at.
+Prints every session's seed on a line of its own once all its events are confirmed, or in the spool where there is one;
+ends at SIGTERM, after the session that it is at, when the spool is empty.
 """
 
 import random
@@ -21,11 +21,11 @@ def session_events(user: uuid.UUID, seed: int) -> list[dict[str, object]]:
     return interview(user, random.Random(seed))
 
 
-def main(url: str, user_id: str, seed: int, rate: float) -> None:
+def main(url: str, user_id: str, seed: int, rate: float, spool: str | None = None) -> None:
     stop = []
     signal.signal(signal.SIGTERM, lambda *_: stop.append(True))
     user, rng = uuid.UUID(user_id), random.Random(seed)
-    with Publisher(url, timeout=1.0, retries=2) as publisher:
+    with Publisher(url, timeout=1.0, retries=2, spool=spool) as publisher:
         while not stop:
             session = rng.getrandbits(64)
             events = [parse_event(raw) for raw in encoded(session_events(user, session))]
@@ -33,6 +33,8 @@ def main(url: str, user_id: str, seed: int, rate: float) -> None:
             publish_for_certain(publisher, events, rng)
             print(session, flush=True)
             time.sleep(len(events) / rate)
+        while publisher.flush():
+            pass
 
 
 def publish_for_certain(publisher: Publisher, events: list[Event], rng: random.Random) -> None:
@@ -48,4 +50,4 @@ def publish_for_certain(publisher: Publisher, events: list[Event], rng: random.R
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4]), *sys.argv[5:])

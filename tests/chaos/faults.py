@@ -56,6 +56,7 @@ def restart_redis(theatre: Theatre) -> None:
     theatre.stack.redis.stop()
     _moment(theatre)
     theatre.stack.redis.start()
+    theatre.set_memory_limit()
 
 
 def pause_redis(theatre: Theatre) -> None:
@@ -70,10 +71,16 @@ def readonly_redis(theatre: Theatre) -> None:
 
 
 def full_redis(theatre: Theatre) -> None:
-    client = theatre.redis()
-    client.config_set("maxmemory", "1mb")
+    theatre.redis().config_set("maxmemory", "1mb")
     _moment(theatre)
-    client.config_set("maxmemory", "0")
+    theatre.set_memory_limit()
+
+
+def fill_redis(theatre: Theatre) -> None:
+    """Filled with a backlog, and from then on nobody lifts the limit: it must drain by itself."""
+    with theatre.paused_workers():
+        theatre.fill_redis()
+        _moment(theatre)
 
 
 def restart_postgres(theatre: Theatre) -> None:
@@ -116,6 +123,7 @@ FAULTS: Final[dict[str, Fault]] = {
     "Redis: CLIENT PAUSE": pause_redis,
     "Redis: READONLY": readonly_redis,
     "Redis: out of memory": full_redis,
+    "Redis: full, and never relieved": fill_redis,
     "Redis: network delays": _network("delay", to="redis"),
     "Redis: network resets": _network("reset", to="redis"),
     "Redis: network black hole": _network("black_hole", to="redis"),
@@ -134,7 +142,7 @@ def mend(theatre: Theatre) -> None:
     """Whatever a fault that was interrupted may have left."""
     theatre.redis_proxy.mode = theatre.rest_proxy.mode = "pass"
     with suppress(redis.RedisError):
-        theatre.redis().config_set("maxmemory", "0")
+        theatre.set_memory_limit()
 
 
 def in_random_order(rng: random.Random, times: int, names: list[str]) -> list[str]:

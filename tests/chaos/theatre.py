@@ -1,5 +1,6 @@
 """The stage for faults: servers behind proxies, several workers, several engines, and the final reckoning."""
 
+import json
 import os
 import random
 import signal
@@ -20,14 +21,16 @@ import psycopg
 import redis
 from psycopg.rows import dict_row
 
+from events.publisher import FIELD
 from tests.chaos.engine import session_events
 from tests.chaos.proxy import Proxy
 from tests.database import Database
-from tests.stories import wrong_rows
+from tests.stories import encoded, wrong_rows
 from worker.embedded import Stack
 
 PATIENCE_SECONDS = 120.0
 RECLAIM_SECONDS = 5.0
+FILL_BYTES = 4 << 20  # some 13,000 events
 SETTINGS = {
     "INTERVIEW_RECLAIM_SECONDS": str(RECLAIM_SECONDS),
     "INTERVIEW_RPC_TIMEOUT_SECONDS": "4",
@@ -55,6 +58,7 @@ class Theatre:
     logs: dict[int, Path] = field(default_factory=dict)  # by the worker's process id
     engines: list[subprocess.Popen[str]] = field(default_factory=list)
     sessions: list[int] = field(default_factory=list)
+    memory_limit: int = 0  # bytes of Redis' maxmemory; 0 until it is first filled
     database: Database = field(init=False)
     user: uuid.UUID = field(init=False)
     redis_proxy: Proxy = field(init=False)
@@ -79,7 +83,7 @@ class Theatre:
             for _ in range(workers):
                 theatre.start_worker()
             for number in range(engines):
-                theatre._start_engine(seed + number, rate)
+                theatre._start_engine(seed + number, rate, spool=number == 0)
             yield theatre
 
     def _open_proxies(self, opened: ExitStack) -> None:
@@ -129,6 +133,22 @@ class Theatre:
     def _log(self, worker: subprocess.Popen[bytes]) -> bytes:
         return self.logs[worker.pid].read_bytes()
 
+    def holds_claims(self, worker: subprocess.Popen[bytes]) -> bool:
+        """Whether a process of this worker has claimed entries."""
+        started = [line for line in self._log(worker).splitlines() if b'"worker.started"' in line]
+        if not started:
+            return False
+        worker_id = json.loads(started[0])["worker"].encode()
+        consumers = self.redis().xinfo_consumers("interview:events", "workers")
+        return any(each["pending"] and each["name"].startswith(worker_id) for each in consumers)
+
+    def kill_with_pool(self, worker: subprocess.Popen[bytes]) -> None:
+        """kill -9 of a worker and its pool at one moment, as when a machine dies."""
+        family = [*psutil.Process(worker.pid).children(), worker]
+        for process in family:
+            process.kill()
+        worker.wait()
+
     def replace(self, worker: subprocess.Popen[bytes]) -> None:
         """Wait for a worker's end and start another in its stead."""
         try:
@@ -140,11 +160,12 @@ class Theatre:
         self.workers.remove(worker)
         self.start_worker()
 
-    def _start_engine(self, seed: int, rate: float) -> None:
+    def _start_engine(self, seed: int, rate: float, *, spool: bool) -> None:
         engine = subprocess.Popen(
             [sys.executable, "-m", "tests.chaos.engine", self.stack.environment["REDIS_URL"], str(self.user),
-             str(seed), str(rate)],
+             str(seed), str(rate), *([str(self.folder / f"engine-{seed}.spool")] if spool else [])],
             stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # its spool logs each time that Redis is away
             text=True,
         )  # fmt: skip
         self.engines.append(engine)
@@ -154,6 +175,39 @@ class Theatre:
         assert engine.stdout is not None
         for line in engine.stdout:
             self.sessions.append(int(line))
+
+    @contextmanager
+    def paused_workers(self) -> Iterator[None]:
+        """All workers stand still, their processes too."""
+        family = []
+        for worker in self.workers:
+            with suppress(psutil.NoSuchProcess):
+                family += [psutil.Process(worker.pid), *psutil.Process(worker.pid).children()]
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()
+        try:
+            yield
+        finally:
+            for process in family:
+                with suppress(psutil.NoSuchProcess):
+                    process.resume()
+
+    def fill_redis(self) -> None:
+        """Set a limit to Redis' memory, unless one stands, and publish interviews until it refuses them."""
+        client = self.redis()
+        self.memory_limit = self.memory_limit or client.info("memory")["used_memory"] + FILL_BYTES
+        self.set_memory_limit()
+        with suppress(redis.exceptions.OutOfMemoryError):
+            while True:
+                seed = self.rng.getrandbits(64)
+                for raw in encoded(session_events(self.user, seed)):
+                    client.xadd("interview:events", {FIELD: raw})
+                self.sessions.append(seed)
+
+    def set_memory_limit(self) -> None:
+        """Let Redis have the memory that it may."""
+        self.redis().config_set("maxmemory", self.memory_limit)
 
     def _close(self) -> None:
         processes: list[subprocess.Popen[Any]] = [*self.engines, *self.workers]

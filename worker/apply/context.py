@@ -24,17 +24,22 @@ class Context:
         self.settings = settings
         self.database = Database(settings)
         # No retry: a command that takes entries out must not reach another server than the one that gave them.
-        self._redis = connect(settings, slots.worker_id(), retries=0)
+        self.redis = connect(settings, slots.worker_id(), retries=0)
         self._dead_share = DeadShare(
-            self._redis, settings.stream, limit=settings.dead_share_limit, at_least=settings.dead_share_from
+            self.redis, settings.stream, limit=settings.dead_share_limit, at_least=settings.dead_share_from
         )
 
     def drain(self, number: int) -> Drain:
         """A drain for the slot of this number."""
         slot = Slot(number)
-        hold = Hold(self._redis, self.settings)
+        hold = Hold(self.redis, self.settings)
         applier = Applier(self.database, hold, self._dead_share)
-        return Drain(self.settings, self._redis, applier, hold, self._dead_share, slot)
+        return Drain(self.settings, self.redis, applier, hold, self._dead_share, slot)
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self.redis.close()
+        self.database.close()
 
 
 @cache
