@@ -56,7 +56,7 @@ def make_app(settings: Settings) -> Celery:
             "socket_timeout": 15,
             "socket_connect_timeout": 5,
             "socket_keepalive": True,
-            "health_check_interval": 15,
+            "health_check_interval": 30,  # seconds; each is two commands of Redis
         },
     )
     app.steps["worker"].add(Supervisor)

@@ -19,7 +19,7 @@ from events.publisher import FIELD
 from worker.settings import StreamSettings
 
 GROUP: Final = "workers"
-SOCKET_TIMEOUT_SECONDS: Final = 15.0  # longer than any blocking read
+SOCKET_TIMEOUT_SECONDS: Final = 20.0  # longer than any blocking read
 PAGE: Final = 1000  # entries of which no event is read, in one command
 SLICE: Final = 32  # entries whose events are read in one command: anyone can add events of megabytes
 PACK_BYTES: Final = 4 << 20  # of a pack's events; 500 of the largest would be 125 MiB in one RPC

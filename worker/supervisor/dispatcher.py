@@ -20,7 +20,7 @@ from worker.retry import Backoff
 from worker.settings import Settings
 from worker.stream import EventStream
 
-BLOCK_MS: Final = 12_000  # longest wait for an event; each ends in two commands of Redis
+BLOCK_MS: Final = 15_000  # longest wait for an event: shorter than the client's SOCKET_TIMEOUT_SECONDS
 POLL_SECONDS: Final = 0.005  # between two looks at busy slots
 HOLD_SECONDS: Final = 0.5  # between two looks at a hold
 TURN_MS: Final = 50  # so long other idle workers leave it to the one that sends first
