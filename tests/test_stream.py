@@ -48,6 +48,8 @@ def test_events_published_before_the_first_worker_are_claimed(workers: Workers) 
 def test_a_claim_makes_a_group_that_went_with_a_flush(workers: Workers, stream: EventStream) -> None:
     workers.client.flushdb()
     workers.stream.add([b"after the flush"])
+    assert stream.idle(idle_ms=LONG, count=1) == []
+    assert stream.forget_consumers(idle_ms=LONG) == 0
     assert claim(stream, "a", 10) == []
     assert [entry.event for entry in claim(stream, "a", 10)] == [b"after the flush"]
 
