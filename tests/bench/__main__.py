@@ -49,6 +49,7 @@ LEDGERS: Final = (10_000, 1_000_000, 5_000_000)
 SESSIONS: Final = (1, 10, 50, 500)  # of one pack
 FEEDBACK_KIBIBYTES: Final = (1, 10, 50, 200)
 FEEDBACK_MEBIBYTES: Final = 64  # in all
+WARM_UP: Final = 10_000  # events
 
 
 @click.command()
@@ -114,6 +115,9 @@ def _compare(console: Console, revision: str, parts: Sequence[str], rounds: int,
         with _our_bench(folder / "ours") as ours, other_checkout(root, commit, folder / "theirs") as side:
             theirs = Bench(side, folder / "theirs")
             wanted = [part for part in against.PARTS if part in parts]
+            with console.status("warming up"):
+                ours.warm_up(WARM_UP)
+                theirs.warm_up(WARM_UP)
             figures = {
                 part: against.compare(console, ours, theirs, part, rounds=rounds, events=events) for part in wanted
             }

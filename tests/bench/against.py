@@ -11,7 +11,7 @@ from tests.bench.bench import Bench
 from tests.bench.comparison import Comparison
 
 PARTS: Final = ("rates", "latency", "idle", "many")
-LIMIT: Final = "events/s: limit, two bare clients of the batch RPC"
+LIMIT: Final = "events/s: two bare clients, the limit"
 ONE_WORKER: Final = "events/s: one worker"
 LATENCY_EVENTS: Final = {1: 15, 100: 1_000, 1_000: 10_000}  # by events per second
 TAIL_FROM: Final = 100  # events; of fewer p95 and p99 say nothing
@@ -39,7 +39,7 @@ def compare(console: Console, ours: Bench, theirs: Bench, part: str, *, rounds: 
                     figures[bench] = measure(bench)
             result.add(figures[ours], figures[theirs])
     if part == "rates":
-        result.add_share("per cent of the limit: one worker", of=ONE_WORKER, whole=LIMIT)
+        result.add_share("% of the limit: one worker", of=ONE_WORKER, whole=LIMIT)
     tables.print_comparison(console, part, result)
     return result.as_json()
 
@@ -51,7 +51,7 @@ def _measures(part: str, events: int) -> dict[str, Measure]:
             "one worker": lambda bench: _one_worker(bench, events),
             "two workers": lambda bench: _workers(bench, events, 2),
             "four workers": lambda bench: _workers(bench, events, 4),
-            "live publishers": lambda bench: {"events/s: one worker, two live publishers": bench.live(events)},
+            "live publishers": lambda bench: {"events/s: one worker, live publishers": bench.live(events)},
         }
     if part == "latency":
         return {f"{rate} events/s": partial(_latency, rate=rate, count=count) for rate, count in LATENCY_EVENTS.items()}
@@ -65,8 +65,8 @@ def _one_worker(bench: Bench, events: int) -> Figures:
     cpu = run.cpu_seconds_per_million  # which is µs per event
     return {
         ONE_WORKER: run.events_per_second,
-        **{f"CPU µs per event: {name}": spent for name, spent in cpu.items()},
-        "CPU µs per event: all together": sum(cpu.values()),
+        **{f"µs of CPU: {name}": spent for name, spent in cpu.items()},
+        "µs of CPU: all together": sum(cpu.values()),
     }
 
 

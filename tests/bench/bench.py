@@ -36,7 +36,7 @@ BIN: Final = Path(sys.executable).parent
 
 @dataclass(frozen=True)
 class Run:
-    """A backlog, applied: from its first event that was done to its last."""
+    """A backlog, applied by workers that had started before."""
 
     events_per_second: float
     cpu_seconds_per_million: dict[str, float]  # by process
@@ -59,6 +59,10 @@ class Bench:
         self._running: list[subprocess.Popen[bytes]] = []
         self.client: Any = connect(settings)
         self.stream = EventStream(self.client, settings.stream)
+
+    def warm_up(self, count: int) -> None:
+        """Apply events, so that what is measured first does not pay for empty caches."""
+        self.limit(count)
 
     def checkpoint(self) -> None:
         """Let Postgres write down what an earlier measure has left, so that no later one pays for it."""
@@ -114,23 +118,23 @@ class Bench:
 
     def backlog(self, count: int, *, workers: int = 1, **settings: str) -> Run:
         """Interviews, applied from a backlog by one or more of our workers."""
-        empty = self._redis_bytes()
-        self.fill(count)
-        waiting = (self._redis_bytes() - empty) / count
         memory: list[float] = []
-        with self._workers(workers, **settings) as (first_worker, *_):
-            self._wait_until(lambda: self._left() < count)
-            first = self._left()
+        with self._workers(workers, **settings) as (first, *_):
+            self._wait_until_ready()
+            with self._paused():
+                empty = self._redis_bytes()
+                self.fill(count)
+                waiting = (self._redis_bytes() - empty) / count
 
             def apply_all() -> None:
                 for step in range(1, STEPS + 1):
-                    self._wait_until_left(first - first * step // STEPS)
-                    memory.append(costs.memory_mebibytes(first_worker.pid))
+                    self._wait_until_left(count - count * step // STEPS)
+                    memory.append(costs.memory_mebibytes(first.pid))
 
             spent = self._spent(apply_all)
         self._assert_nothing_dead()
-        cpu = {name: seconds / first * 1e6 for name, seconds in spent.cpu_seconds.items()}
-        return Run(first / spent.seconds, cpu, memory, waiting)
+        cpu = {name: seconds / count * 1e6 for name, seconds in spent.cpu_seconds.items()}
+        return Run(count / spent.seconds, cpu, memory, waiting)
 
     def rate_of(self, raw: list[bytes]) -> float:
         """Events per second of our worker from a backlog of these."""
@@ -250,6 +254,18 @@ class Bench:
                 yield self._running
             finally:
                 self._running = []
+
+    @contextmanager
+    def _paused(self) -> Iterator[None]:
+        """Stop all processes of the workers where they are, so that all begin together when the block ends."""
+        processes = [process for worker in self._running for process in costs.family(worker.pid)]
+        for process in processes:
+            process.suspend()
+        try:
+            yield
+        finally:
+            for process in processes:
+                process.resume()
 
     def _heartbeat(self, number: int) -> Path:
         return self.folder / f"heartbeat-{number}"

@@ -19,11 +19,10 @@ class Comparison:
             self.rounds.setdefault(name, []).append((first[name], second[name]))
 
     def add_share(self, name: str, *, of: str, whole: str) -> None:
-        """Add per side what one measure is of another, in per cent."""
-        self.rounds[name] = [
-            (100 * first / first_whole, 100 * second / second_whole)
-            for (first, second), (first_whole, second_whole) in zip(self.rounds[of], self.rounds[whole], strict=True)
-        ]
+        """Add per side what one measure's median is of another's, in per cent."""
+        medians = zip(self.medians(of), self.medians(whole), strict=True)
+        first, second = (100 * part / all_of_it for part, all_of_it in medians)
+        self.rounds[name] = [(first, second)]
 
     def medians(self, name: str) -> tuple[float, float]:
         first, second = zip(*self.rounds[name], strict=True)

@@ -50,7 +50,7 @@ def print_growth(console: Console, header: Sequence[str], rows: Mapping[int, Seq
 
 def print_comparison(console: Console, title: str, comparison: Comparison) -> None:
     """The medians of both sides, their ratio, and the least and greatest ratio of a round where there are several."""
-    table = _table(title, *comparison.names, "ratio", "in each round")
+    table = _table(title, *comparison.names, "ratio", "least to most")
     for name in comparison.rounds:
         ratios = [each for each in comparison.ratios(name) if each is not None]
         span = f"{min(ratios):.2f} to {max(ratios):.2f}" if len(ratios) > 1 else ""
