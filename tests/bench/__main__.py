@@ -15,7 +15,7 @@ import signal
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -112,8 +112,11 @@ def _compare(console: Console, revision: str, parts: Sequence[str], rounds: int,
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o711)  # as root Postgres runs as another user, who must get to its data
-        with _our_bench(folder / "ours") as ours, other_checkout(root, commit, folder / "theirs") as side:
-            theirs = Bench(side, folder / "theirs")
+        with (
+            _our_bench(folder / "ours") as ours,
+            other_checkout(root, commit, folder / "theirs") as side,
+            closing(Bench(side, folder / "theirs")) as theirs,
+        ):
             wanted = [part for part in against.PARTS if part in parts]
             with console.status("warming up"):
                 ours.warm_up(WARM_UP)
@@ -129,7 +132,8 @@ def _our_bench(folder: Path) -> Iterator[Bench]:
     folder.mkdir(exist_ok=True)
     with this_checkout(folder / "stack") as side:
         os.environ.update(side.environment)  # the naive tasks read it
-        yield Bench(side, folder)
+        with closing(Bench(side, folder)) as bench:
+            yield bench
 
 
 def _rates(

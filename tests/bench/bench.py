@@ -60,6 +60,11 @@ class Bench:
         self.client: Any = connect(settings)
         self.stream = EventStream(self.client, settings.stream)
 
+    def close(self) -> None:
+        """Close the connections to Postgres and Redis."""
+        self.database.connection.close()
+        self.client.close()
+
     def warm_up(self, count: int) -> None:
         """Apply events, so that what is measured first does not pay for empty caches."""
         self.limit(count)

@@ -58,8 +58,8 @@ def _check_unchanged(folder: Path, commit: str) -> None:
         raise click.ClickException(f"{folder} is not what {commit[:SHORT]} is, so nothing was measured: {remedy}")
 
 
-def _git(*arguments: str, folder: Path = ROOT) -> str:
-    return _output(["git", "-C", str(folder), *arguments])
+def _git(*arguments: str, folder: Path | None = None) -> str:
+    return _output(["git", "-C", str(folder or ROOT), *arguments])
 
 
 def _output(command: list[str]) -> str:

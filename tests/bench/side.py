@@ -67,6 +67,7 @@ def other_checkout(root: Path, commit: str, folder: Path) -> Iterator[Side]:
     folder.mkdir()
     folder.chmod(0o711)  # as root its Postgres runs as another user, who must get to its data
     log, program = folder / "up.log", root / ".venv" / "bin" / "interviews"
+    log.touch(mode=0o600)  # it will hold the servers' passwords
     server = Server(
         name=f"interviews up of {commit[:SHORT]}",
         argv=[str(program), "up", "--data", str(folder / "data")],
