@@ -66,4 +66,5 @@ lock: setup  ## Pin the newest versions that pyproject.toml allows, by name, ver
 	  --allow-unsafe --strip-extras -o requirements.lock pyproject.toml
 
 clean:  ## Remove what the other targets made
-	rm -rf .venv node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	for folder in .bench/*/; do test ! -d "$$folder" || git worktree remove --force "$$folder"; done
+	rm -rf .bench .venv node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
