@@ -118,8 +118,8 @@ class Bench:
 
     def fill(self, count: int) -> None:
         """A backlog of interviews, side by side in no way: each comes whole."""
-        for _ in range(0, count, FILL):
-            self.stream.add(encoded(self.events(min(FILL, count))))
+        for start in range(0, count, FILL):
+            self.stream.add(encoded(self.events(min(FILL, count - start))))
 
     def backlog(self, count: int, *, workers: int = 1, **settings: str) -> Run:
         """Interviews, applied from a backlog by one or more of our workers."""
@@ -129,6 +129,7 @@ class Bench:
             with self._paused():
                 empty = self._redis_bytes()
                 self.fill(count)
+                count = self._left()
                 waiting = (self._redis_bytes() - empty) / count
 
             def apply_all() -> None:
@@ -151,7 +152,7 @@ class Bench:
     def live(self, count: int) -> float:
         """Events per second applied by one worker while two engines publish as fast as they can."""
         raw = encoded(self.events(count))
-        shares = [raw[: count // 2], raw[count // 2 :]]
+        shares = [raw[: len(raw) // 2], raw[len(raw) // 2 :]]
         with (
             self._workers(1),
             live.engines(self.redis_url, self.stream.key, shares) as (barrier, processes),
@@ -161,7 +162,7 @@ class Bench:
             began = time.monotonic()
             self._wait_until(lambda: not any(process.is_alive() for process in processes))
             self._wait_until_left(0)
-            rate = count / (time.monotonic() - began)
+            rate = len(raw) / (time.monotonic() - began)
         self._assert_nothing_dead()
         return rate
 
