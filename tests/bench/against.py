@@ -11,7 +11,7 @@ from tests.bench.bench import Bench
 from tests.bench.comparison import Comparison
 
 PARTS: Final = ("rates", "latency", "idle", "many")
-LIMIT: Final = "events/s: two bare clients, the limit"
+LIMIT: Final = "events/s: the limit, two bare clients of the RPC"
 ONE_WORKER: Final = "events/s: one worker"
 LATENCY_EVENTS: Final = {1: 15, 100: 1_000, 1_000: 10_000}  # by events per second
 TAIL_FROM: Final = 100  # events; of fewer p95 and p99 say nothing
@@ -51,7 +51,7 @@ def _measures(part: str, events: int) -> dict[str, Measure]:
             "one worker": lambda bench: _one_worker(bench, events),
             "two workers": lambda bench: _workers(bench, events, 2),
             "four workers": lambda bench: _workers(bench, events, 4),
-            "live publishers": lambda bench: {"events/s: one worker, live publishers": bench.live(events)},
+            "live publishers": lambda bench: {"events/s: one worker, two live publishers": bench.live(events)},
         }
     if part == "latency":
         return {f"{rate} events/s": partial(_latency, rate=rate, count=count) for rate, count in LATENCY_EVENTS.items()}

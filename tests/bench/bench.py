@@ -202,9 +202,9 @@ class Bench:
         cpu = (busy.cpu_of(WORKER) * 1000 - idle_cpu * busy.seconds) / seconds
         commands = (busy.redis_commands - idle_commands * busy.seconds) / seconds - 1  # the publisher's own
         return {
-            "CPU ms a second, nothing to do": idle_cpu,
+            "CPU ms a second with nothing to do": idle_cpu,
             "CPU ms that an event adds": cpu,
-            "Redis commands a second, nothing to do": idle_commands,
+            "Redis commands a second with nothing to do": idle_commands,
             "Redis commands that an event adds": commands,
             "publish to commit: p50 ms": times[0],
         }
