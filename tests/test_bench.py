@@ -176,10 +176,12 @@ def test_real_workers_are_measured(bench: Bench) -> None:
     assert len(bench.latency(20, rate=100)) == 3
 
 
-def test_dead_letters_are_no_rate(bench: Bench) -> None:
+def test_events_that_are_rejected_are_no_rate(bench: Bench) -> None:
     bench.user = uuid.uuid4()  # whom the database does not know
     with pytest.raises(click.ClickException, match=r"events were dead-lettered: unknown_user"):
         bench.backlog(20)
+    with pytest.raises(click.ClickException, match="a bare client of the batch RPC failed"):
+        bench.limit(2_000)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import click
 import httpx
 
 CLIENTS: Final = 2
@@ -18,7 +19,10 @@ Pack = list[dict[str, Any]]
 
 
 def events_per_second(environment: Mapping[str, str], packs: Sequence[Pack]) -> float:
-    """Events per second, from the first call to the last answer; the packs are dealt to the clients in turn."""
+    """Events per second, from the first call to the last answer; the packs are dealt to the clients in turn.
+
+    Raises ClickException where a client fails, which has written why on stderr.
+    """
     spawned = multiprocessing.get_context("spawn")
     ready = spawned.Barrier(CLIENTS)
     times: Any = spawned.Queue()
@@ -28,9 +32,11 @@ def events_per_second(environment: Mapping[str, str], packs: Sequence[Pack]) -> 
     ]
     for client in clients:
         client.start()
-    spans = [times.get(timeout=PATIENCE_SECONDS) for _ in clients]
     for client in clients:
         client.join()
+    if any(client.exitcode for client in clients):
+        raise click.ClickException("a bare client of the batch RPC failed, see above")
+    spans = [times.get(timeout=PATIENCE_SECONDS) for _ in clients]
     seconds: float = max(end for _, end in spans) - min(begin for begin, _ in spans)
     return sum(map(len, packs[CLIENTS:])) / seconds
 
@@ -39,7 +45,11 @@ def _client(environment: Mapping[str, str], packs: Sequence[Pack], ready: Any, t
     key, base = environment["SUPABASE_SECRET_KEY"], environment["SUPABASE_REST_URL"]
     headers = {"apikey": key, "authorization": f"Bearer {key}"}
     with httpx.Client(base_url=base, headers=headers, timeout=PATIENCE_SECONDS) as client:
-        _apply(client, packs[0])  # connects
+        try:
+            _apply(client, packs[0])  # connects
+        except Exception:
+            ready.abort()  # the other need not wait
+            raise
         ready.wait(timeout=PATIENCE_SECONDS)
         began = time.monotonic()
         for pack in packs[1:]:
