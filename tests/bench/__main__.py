@@ -72,6 +72,8 @@ def main(
     """Measure, print tables, write them as JSON."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop the servers at SIGTERM as at Ctrl-C
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = tables.FILE_WIDTH
     try:
         if revision is None:
             report = _measure(console, parts or PARTS, rounds, events, naive_events, chart)

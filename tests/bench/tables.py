@@ -13,7 +13,7 @@ from rich.table import Table
 from tests.bench.comparison import Comparison
 
 BAR_WIDTH: Final = 40
-COMPARISON_WIDTH: Final = 100  # at least, so that no name of a measure is broken
+FILE_WIDTH: Final = 120  # of tables that go to a file
 LIMIT: Final = "the limit: two bare clients of the batch RPC"
 
 
@@ -58,7 +58,7 @@ def print_comparison(console: Console, title: str, comparison: Comparison) -> No
         ratio = comparison.ratio(name)
         medians = (_number(median) for median in comparison.medians(name))
         table.add_row(name, *medians, "-" if ratio is None else f"{ratio:.2f}", span)
-    console.print(table, width=max(console.width, COMPARISON_WIDTH), crop=False)
+    console.print(table)
 
 
 def _number(value: float) -> str:
