@@ -57,8 +57,8 @@ format: setup  ## Let ruff lay out the code
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: setup  ## Our worker beside naive tasks, in one run of twenty minutes: tables, bench.json and the chart
-	$(BIN)/python -m tests.bench --chart tests/bench/chart.svg
+bench: setup  ## Our worker beside naive tasks, in twenty minutes; with AGAINST=REV beside another commit
+	$(BIN)/python -m tests.bench $(if $(AGAINST),--against '$(AGAINST)',--chart tests/bench/chart.svg)
 
 lock: setup  ## Pin the newest versions that pyproject.toml allows, by name, version and hash
 	$(BIN)/pip-compile --quiet --upgrade --extra worker --extra otel --extra embedded --extra dev --generate-hashes \
@@ -66,4 +66,5 @@ lock: setup  ## Pin the newest versions that pyproject.toml allows, by name, ver
 	  --allow-unsafe --strip-extras -o requirements.lock pyproject.toml
 
 clean:  ## Remove what the other targets made
-	rm -rf .venv node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	for folder in .bench/*/; do test ! -d "$$folder" || git worktree remove --force "$$folder"; done
+	rm -rf .bench .venv node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,30 +1,35 @@
-"""`make bench`: our worker beside naive tasks, in one run on one machine, as ratios.
+"""`make bench`: our worker beside naive tasks, or beside another commit's, in one run on one machine, as ratios.
 
     python -m tests.bench [--part rates]... [--rounds 5] [--events 50000] [--naive-events 2000] [--json bench.json]
+    python -m tests.bench --against REV [--part rates|latency|idle|many]... [--rounds 5] [--events 50000]
 
 Rates come from a backlog unless they say otherwise; an event counts when it has left the stream, after its commit. Each
 is the median of the rounds, and in a round each is measured once, so that a machine's slow minute hits all alike. The
-load goes to 127.0.0.1 and stops by itself.
+load goes to 127.0.0.1 and stops by itself. With --against nothing but this checkout and the other commit is measured;
+see against.py.
 """
 
 import json
 import os
+import signal
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import click
 from rich.console import Console
 
-from tests.bench import tables
+from tests.bench import against, checkout, tables
 from tests.bench.bench import Bench, Run
 from tests.bench.growth import grow, pack_cost, results, spread_milliseconds
+from tests.bench.side import other_checkout, this_checkout
 from tests.stories import encoded
-from worker.embedded import Stack
+from worker.embedded import StackError
 
-PARTS: Final = ("rates", "latency", "idle", "choices", "growth", "ledgers")
+PARTS: Final = ("rates", "latency", "idle", "many", "choices", "growth", "ledgers")
 NAIVE: Final = {
     "naive Celery, prefork: one task, one RPC per event": {"pool": "prefork", "concurrency": 2},
     "naive Celery, 8 threads": {"pool": "threads", "concurrency": 8},
@@ -44,22 +49,49 @@ LEDGERS: Final = (10_000, 1_000_000, 5_000_000)
 SESSIONS: Final = (1, 10, 50, 500)  # of one pack
 FEEDBACK_KIBIBYTES: Final = (1, 10, 50, 200)
 FEEDBACK_MEBIBYTES: Final = 64  # in all
+WARM_UP: Final = 10_000  # events
 
 
 @click.command()
-@click.option("--part", "parts", type=click.Choice(PARTS), multiple=True, default=PARTS, help="What to measure; all.")
-@click.option("--rounds", type=int, default=5, show_default=True)
+@click.option("--part", "parts", type=click.Choice(PARTS), multiple=True, help="What to measure; all that there is.")
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
 @click.option("--events", type=int, default=50_000, show_default=True, help="Events of our worker's backlog.")
 @click.option("--naive-events", type=int, default=2_000, show_default=True, help="Events of the naive tasks'.")
 @click.option("--json", "file", type=click.Path(path_type=Path), default=Path("bench.json"), show_default=True)
 @click.option("--chart", type=click.Path(path_type=Path), help="Draw the rates in this SVG file.")
-def main(parts: Sequence[str], rounds: int, events: int, naive_events: int, file: Path, chart: Path | None) -> None:
+@click.option("--against", "revision", metavar="REV", help="Compare with this commit, built in .bench/.")
+def main(
+    parts: Sequence[str],
+    rounds: int,
+    events: int,
+    naive_events: int,
+    file: Path,
+    chart: Path | None,
+    revision: str | None,
+) -> None:
     """Measure, print tables, write them as JSON."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop the servers at SIGTERM as at Ctrl-C
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = tables.FILE_WIDTH
+    try:
+        if revision is None:
+            report = _measure(console, parts or PARTS, rounds, events, naive_events, chart)
+        else:
+            report = _compare(console, revision, parts or against.PARTS, rounds, events)
+    except StackError as error:
+        raise click.ClickException(str(error)) from error
+    file.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def _measure(
+    console: Console, parts: Sequence[str], rounds: int, events: int, naive_events: int, chart: Path | None
+) -> dict[str, Any]:
     measures: dict[str, Callable[[Bench], Any]] = {
         "rates": lambda bench: _rates(console, bench, rounds, events, naive_events, chart),
         "latency": lambda bench: _latency(console, bench),
         "idle": lambda bench: _idle(console, bench),
+        "many": lambda bench: _many(console, bench),
         "choices": lambda bench: _choices(console, bench, rounds, events),
         "growth": lambda bench: _growth(console, bench),
         "ledgers": lambda bench: _ledgers(console, bench),
@@ -68,11 +100,42 @@ def main(parts: Sequence[str], rounds: int, events: int, naive_events: int, file
     for stack_of in (PARTS[:-1], PARTS[-1:]):  # a ledger grows in a database of its own
         wanted = [part for part in stack_of if part in parts]
         if wanted:
-            with tempfile.TemporaryDirectory() as folder, Stack(Path(folder) / "stack", temporary=True) as stack:
-                os.environ.update(stack.environment)
-                bench = Bench(stack, Path(folder))
+            with tempfile.TemporaryDirectory() as folder, _our_bench(Path(folder)) as bench:
                 report |= {part: measures[part](bench) for part in wanted}
-    file.write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def _compare(console: Console, revision: str, parts: Sequence[str], rounds: int, events: int) -> dict[str, Any]:
+    """The parts on both sides, whose servers all run from the first to the last; one side at a time has work."""
+    if others := set(parts) - set(against.PARTS):
+        raise click.UsageError(f"--against compares {', '.join(against.PARTS)}; not {', '.join(sorted(others))}")
+    commit = checkout.find_commit(revision)
+    root = checkout.build(commit, console)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o711)  # as root Postgres runs as another user, who must get to its data
+        with (
+            _our_bench(folder / "ours") as ours,
+            other_checkout(root, commit, folder / "theirs") as side,
+            closing(Bench(side, folder / "theirs")) as theirs,
+        ):
+            wanted = [part for part in against.PARTS if part in parts]
+            with console.status("warming up"):
+                ours.warm_up(WARM_UP)
+                theirs.warm_up(WARM_UP)
+            figures = {
+                part: against.compare(console, ours, theirs, part, rounds=rounds, events=events) for part in wanted
+            }
+    return {"against": commit, **figures}
+
+
+@contextmanager
+def _our_bench(folder: Path) -> Iterator[Bench]:
+    folder.mkdir(exist_ok=True)
+    with this_checkout(folder / "stack") as side:
+        os.environ.update(side.environment)  # the naive tasks read it
+        with closing(Bench(side, folder)) as bench:
+            yield bench
 
 
 def _rates(
@@ -138,6 +201,13 @@ def _idle(console: Console, bench: Bench) -> dict[str, float]:
         idle = bench.idle(60)
     tables.print_costs(console, "an idle worker", idle)
     return idle
+
+
+def _many(console: Console, bench: Bench) -> dict[str, float]:
+    with console.status(f"{against.MANY_WORKERS} workers, an event a second"):
+        costs = bench.many(against.MANY_WORKERS, against.MANY_SECONDS)
+    tables.print_costs(console, f"{against.MANY_WORKERS} workers, an event a second", costs)
+    return costs
 
 
 def _growth(console: Console, bench: Bench) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The stack, a user and a stopwatch: everything that `make bench` measures with servers that run."""
+"""A side, a user and a stopwatch: everything that `make bench` measures with servers that run."""
 
 import asyncio
 import random
@@ -14,27 +14,29 @@ from typing import Any, Final
 import click
 import psycopg
 from psycopg.rows import dict_row
+from pydantic import SecretStr
 
 from events import AsyncPublisher, Event, Publisher, parse_event
 from events.contract import new_event_id
 from tests.bench import costs, limit, live
+from tests.bench.costs import WORKER, Spent
+from tests.bench.side import Side
 from tests.database import Database
 from tests.stories import chunks, crowd, encoded
-from worker.demo import running_worker
-from worker.embedded import Stack
-from worker.settings import load_settings
+from worker.settings import StreamSettings, load_settings
 from worker.stream import EventStream, connect
 
 PATIENCE_SECONDS: Final = 900.0
 POLL_SECONDS: Final = 0.01
 FILL: Final = 1000  # events in a round trip
 STEPS: Final = 20  # looks at a worker's memory on the way through a backlog
+SETTLE_SECONDS: Final = 5  # for what a worker does at its start
 BIN: Final = Path(sys.executable).parent
 
 
 @dataclass(frozen=True)
 class Run:
-    """A backlog, applied: from its first event that was done to its last."""
+    """A backlog, applied by workers that had started before."""
 
     events_per_second: float
     cpu_seconds_per_million: dict[str, float]  # by process
@@ -45,15 +47,31 @@ class Run:
 class Bench:
     """Measures; whatever is left in Redis is applied or deleted when a measure ends."""
 
-    def __init__(self, stack: Stack, folder: Path) -> None:
-        self.stack = stack
+    def __init__(self, side: Side, folder: Path) -> None:
+        self.side = side
         self.folder = folder
-        self.database = Database(psycopg.connect(stack.database_url, autocommit=True, row_factory=dict_row))
+        connection = psycopg.connect(side.environment["DATABASE_URL"], autocommit=True, row_factory=dict_row)
+        self.database = Database(connection)
         self.user = self.database.create_user()
         self.rng = random.Random(1)
-        settings = load_settings()
+        self.redis_url = side.environment["REDIS_URL"]
+        settings = StreamSettings(REDIS_URL=SecretStr(self.redis_url))
+        self._running: list[subprocess.Popen[bytes]] = []
         self.client: Any = connect(settings)
         self.stream = EventStream(self.client, settings.stream)
+
+    def close(self) -> None:
+        """Close the connections to Postgres and Redis."""
+        self.database.connection.close()
+        self.client.close()
+
+    def warm_up(self, count: int) -> None:
+        """Apply events, so that what is measured first does not pay for empty caches."""
+        self.limit(count)
+
+    def checkpoint(self) -> None:
+        """Let Postgres write down what an earlier measure has left, so that no later one pays for it."""
+        self.database.connection.execute("checkpoint")
 
     def events(self, count: int) -> list[dict[str, Any]]:
         """Interviews, with ids as the publisher makes them."""
@@ -67,7 +85,7 @@ class Bench:
     def publish(self, count: int, *, at_once: int) -> float:
         """Events per second into the stream, from one process, so many in a call."""
         events = self.valid(count)
-        with Publisher() as publisher:
+        with self._publisher() as publisher:
             began = time.monotonic()
             for start in range(0, count, at_once):
                 publisher.publish_many(events[start : start + at_once])
@@ -80,7 +98,7 @@ class Bench:
         events = self.valid(count)
 
         async def published() -> float:
-            async with AsyncPublisher() as publisher:
+            async with AsyncPublisher(self.redis_url, stream=self.stream.key) as publisher:
                 began = time.monotonic()
                 for start in range(0, count, at_once):
                     await publisher.publish_many(events[start : start + at_once])
@@ -96,28 +114,33 @@ class Bench:
         """Events per second of two bare clients of the batch RPC."""
         size = load_settings().pack_size
         bodies = [event.model_dump(mode="json", exclude_none=True) for event in self.valid(count)]
-        return limit.events_per_second([bodies[at : at + size] for at in range(0, count, size)])
+        return limit.events_per_second(self.side.environment, [bodies[at : at + size] for at in range(0, count, size)])
 
     def fill(self, count: int) -> None:
         """A backlog of interviews, side by side in no way: each comes whole."""
-        for _ in range(0, count, FILL):
-            self.stream.add(encoded(self.events(min(FILL, count))))
+        for start in range(0, count, FILL):
+            self.stream.add(encoded(self.events(min(FILL, count - start))))
 
     def backlog(self, count: int, *, workers: int = 1, **settings: str) -> Run:
         """Interviews, applied from a backlog by one or more of our workers."""
-        empty = self._redis_bytes()
-        self.fill(count)
-        waiting = (self._redis_bytes() - empty) / count
-        with self._workers(workers, **settings) as (worker, *_):
-            self._wait_until(lambda: self._left() < count)
-            began, first, before = time.monotonic(), self._left(), costs.cpu_seconds(self.stack, worker.pid)
-            memory = []
-            for step in range(1, STEPS + 1):
-                self._wait_until_left(first - first * step // STEPS)
-                memory.append(costs.memory_mebibytes(worker.pid))
-            seconds, after = time.monotonic() - began, costs.cpu_seconds(self.stack, worker.pid)
-        cpu = {name: (after[name] - before[name]) / first * 1e6 for name in after}
-        return Run(first / seconds, cpu, memory, waiting)
+        memory: list[float] = []
+        with self._workers(workers, **settings) as (first, *_):
+            self._wait_until_ready()
+            with self._paused():
+                empty = self._redis_bytes()
+                self.fill(count)
+                count = self._left()
+                waiting = (self._redis_bytes() - empty) / count
+
+            def apply_all() -> None:
+                for step in range(1, STEPS + 1):
+                    self._wait_until_left(count - count * step // STEPS)
+                    memory.append(costs.memory_mebibytes(first.pid))
+
+            spent = self._spent(apply_all)
+        self._assert_nothing_dead()
+        cpu = {name: seconds / count * 1e6 for name, seconds in spent.cpu_seconds.items()}
+        return Run(count / spent.seconds, cpu, memory, waiting)
 
     def rate_of(self, raw: list[bytes]) -> float:
         """Events per second of our worker from a backlog of these."""
@@ -129,17 +152,23 @@ class Bench:
     def live(self, count: int) -> float:
         """Events per second applied by one worker while two engines publish as fast as they can."""
         raw = encoded(self.events(count))
-        with self._workers(1), live.engines([raw[: count // 2], raw[count // 2 :]]) as barrier:
+        shares = [raw[: len(raw) // 2], raw[len(raw) // 2 :]]
+        with (
+            self._workers(1),
+            live.engines(self.redis_url, self.stream.key, shares) as (barrier, processes),
+        ):
             self._wait_until_ready()
             barrier.wait(PATIENCE_SECONDS)
             began = time.monotonic()
-            self._wait_until(lambda: self._left() > 0)
+            self._wait_until(lambda: not any(process.is_alive() for process in processes))
             self._wait_until_left(0)
-            return count / (time.monotonic() - began)
+            rate = len(raw) / (time.monotonic() - began)
+        self._assert_nothing_dead()
+        return rate
 
     def latency(self, count: int, *, rate: float) -> list[float]:
         """Milliseconds from publish to commit: p50, p95, p99."""
-        with self._workers(1), Publisher() as publisher:
+        with self._workers(1), self._publisher() as publisher:
             self._wait_until_ready()
             return live.latency_milliseconds(publisher, self.database, self.valid(count), rate=rate)
 
@@ -147,18 +176,38 @@ class Bench:
         """What a worker does a minute that has nothing to do, and its memory in MiB."""
         with self._workers(1) as (worker,):
             self._wait_until_ready()
-            time.sleep(5)  # for what it does at its start
-            began, commands = time.monotonic(), costs.redis_commands(self.client)
-            cpu = costs.cpu_seconds(self.stack, worker.pid)
-            time.sleep(seconds)
-            minutes = (time.monotonic() - began) / 60
-            now = costs.cpu_seconds(self.stack, worker.pid)
-            spent = sum(now[name] - cpu[name] for name in now if name.startswith("worker"))
+            time.sleep(SETTLE_SECONDS)
+            spent = self._spent(lambda: time.sleep(seconds))
             return {
-                "Redis commands a minute": (costs.redis_commands(self.client) - commands - 1) / minutes,
-                "per cent of a core": spent / minutes / 60 * 100,
+                "Redis commands a minute": spent.redis_commands / spent.seconds * 60,
+                "per cent of a core": spent.cpu_of(WORKER) / spent.seconds * 100,
+                "per cent of a core, servers": spent.cpu_of(self.side.servers) / spent.seconds * 100,
                 "memory, MiB": costs.memory_mebibytes(worker.pid),
             }
+
+    def many(self, workers: int, seconds: int) -> dict[str, float]:
+        """What an event costs where so many workers have nothing else to do: one comes each second."""
+        with self._workers(workers, INTERVIEW_CONCURRENCY="1"), self._publisher() as publisher:
+            self._wait_until_ready()
+            publisher.publish_many(self.valid(10))  # connects
+            self._wait_until_left(0)
+            time.sleep(SETTLE_SECONDS)
+            idle = self._spent(lambda: time.sleep(seconds))
+            times: list[float] = []
+            events = self.valid(-(-seconds // 10) * 10)[:seconds]
+            busy = self._spent(
+                lambda: times.extend(live.latency_milliseconds(publisher, self.database, events, rate=1))
+            )
+        idle_cpu, idle_commands = idle.cpu_of(WORKER) / idle.seconds * 1000, idle.redis_commands / idle.seconds
+        cpu = (busy.cpu_of(WORKER) * 1000 - idle_cpu * busy.seconds) / seconds
+        commands = (busy.redis_commands - idle_commands * busy.seconds) / seconds - 1  # the publisher's own
+        return {
+            "CPU ms a second with nothing to do": idle_cpu,
+            "CPU ms that an event adds": cpu,
+            "Redis commands a second with nothing to do": idle_commands,
+            "Redis commands that an event adds": commands,
+            "publish to commit: p50 ms": times[0],
+        }
 
     # ------------------------------------------------------------------------------------------------ the baselines
 
@@ -195,12 +244,60 @@ class Bench:
 
     @contextmanager
     def _workers(self, count: int, **settings: str) -> Iterator[list[subprocess.Popen[bytes]]]:
-        environment = self.stack.environment | settings
+        """Workers, each with a name and a heartbeat file of its own; none may end before the block does."""
         with ExitStack() as running:
-            yield [
-                running.enter_context(running_worker(environment, self.folder / f"worker-{number}.log"))
-                for number in range(count)
-            ]
+            self._running = []
+            for number in range(count):
+                self._heartbeat(number).unlink(missing_ok=True)
+                started = self.side.running_worker(
+                    self._log(number),
+                    f"--hostname=bench-{number}@%h",
+                    INTERVIEW_HEARTBEAT_FILE=str(self._heartbeat(number)),
+                    **settings,
+                )
+                self._running.append(running.enter_context(started))
+            try:
+                yield self._running
+            finally:
+                self._running = []
+
+    @contextmanager
+    def _paused(self) -> Iterator[None]:
+        """Stop all processes of the workers where they are, so that all begin together when the block ends."""
+        processes = [process for worker in self._running for process in costs.family(worker.pid)]
+        for process in processes:
+            process.suspend()
+        try:
+            yield
+        finally:
+            for process in processes:
+                process.resume()
+
+    def _heartbeat(self, number: int) -> Path:
+        return self.folder / f"heartbeat-{number}"
+
+    def _log(self, number: int) -> Path:
+        return self.folder / f"worker-{number}.log"
+
+    def _publisher(self) -> Publisher:
+        return Publisher(self.redis_url, stream=self.stream.key)
+
+    def _spent(self, work: Callable[[], None]) -> Spent:
+        """Do the work; return what workers and servers spent on it."""
+        pids = [worker.pid for worker in self._running]
+        began, commands = time.monotonic(), costs.redis_commands(self.client)
+        before = costs.cpu_seconds(self.side.servers, pids)
+        work()
+        seconds = time.monotonic() - began
+        after = costs.cpu_seconds(self.side.servers, pids)
+        commands = costs.redis_commands(self.client) - commands - 1  # our own question
+        return Spent(seconds, {name: after[name] - before[name] for name in after}, commands)
+
+    def _assert_nothing_dead(self) -> None:
+        """Dead letters would be no work done: raise ClickException where there are any."""
+        dead = self.database.one("select count(*) as n, min(reason) as reason from public.interview_dead_letters")
+        if dead["n"]:
+            raise click.ClickException(f"{self.side.name}: {dead['n']} events were dead-lettered: {dead['reason']}")
 
     def _rate(self, left: Callable[[], int], waiting: int) -> float:
         """Events per second, from the first of those waiting that is done to the last."""
@@ -216,7 +313,8 @@ class Bench:
         return int(self.client.info("memory")["used_memory"])
 
     def _wait_until_ready(self) -> None:
-        """Until a worker has applied an event."""
+        """Until each worker has a heartbeat, and events have been applied."""
+        self._wait_until(lambda: all(self._heartbeat(number).exists() for number in range(len(self._running))))
         self.fill(10)
         self._wait_until_left(0)
 
@@ -227,5 +325,12 @@ class Bench:
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not condition():
             if time.monotonic() > deadline:
-                raise click.ClickException(f"no end after {PATIENCE_SECONDS:.0f} s")
+                raise click.ClickException(f"{self.side.name}: no end after {PATIENCE_SECONDS:.0f} s")
+            self._assert_running()
             time.sleep(POLL_SECONDS)
+
+    def _assert_running(self) -> None:
+        for number, worker in enumerate(self._running):
+            if worker.poll() is not None:
+                last = (self._log(number).read_text(errors="replace").splitlines() or ["it printed nothing"])[-1]
+                raise click.ClickException(f"{self.side.name}: a worker ended with {worker.returncode}: {last}")

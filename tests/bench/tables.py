@@ -10,7 +10,10 @@ from rich.bar import Bar
 from rich.console import Console
 from rich.table import Table
 
+from tests.bench.comparison import Comparison
+
 BAR_WIDTH: Final = 40
+FILE_WIDTH: Final = 120  # of tables that go to a file
 LIMIT: Final = "the limit: two bare clients of the batch RPC"
 
 
@@ -44,6 +47,22 @@ def print_growth(console: Console, header: Sequence[str], rows: Mapping[int, Seq
     for size, values in rows.items():
         table.add_row(f"{size:,}", *(f"{value:,.1f}" if value < 1000 else f"{value:,.0f}" for value in values))
     console.print(table)
+
+
+def print_comparison(console: Console, title: str, comparison: Comparison) -> None:
+    """The medians of both sides, their ratio, and the least and greatest ratio of a round where there are several."""
+    table = _table(title, *comparison.names, "ratio", "least to most")
+    for name in comparison.rounds:
+        ratios = [each for each in comparison.ratios(name) if each is not None]
+        span = f"{min(ratios):.2f} to {max(ratios):.2f}" if len(ratios) > 1 else ""
+        ratio = comparison.ratio(name)
+        medians = (_number(median) for median in comparison.medians(name))
+        table.add_row(name, *medians, "-" if ratio is None else f"{ratio:.2f}", span)
+    console.print(table)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:,.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def draw_rates(file: Path, rates: Mapping[str, float], environment: str) -> None:
