@@ -1,7 +1,7 @@
 """The Celery tasks. A message carries no event: it says that there is work, and the stream remembers what."""
 
 import gc
-from typing import Any
+from typing import Any, Final
 
 from celery import shared_task
 from celery.signals import worker_process_init, worker_process_shutdown
@@ -11,6 +11,8 @@ from worker.apply.context import process_context, slot_drain
 from worker.logs import get_logger
 from worker.queue.slot import slot_of_process
 from worker.slots import Slot
+
+GC_THRESHOLD: Final = 20_000  # objects; a pack makes fewer, and all of them go when it is done
 
 log = get_logger(__name__)
 
@@ -48,7 +50,8 @@ def _begin_process(**_: Any) -> None:
     number = slot_of_process()
     if number is not None:
         Slot(number)
-    gc.freeze()  # what was loaded stays, and need not be searched for garbage with each pack
+    gc.freeze()  # what was loaded stays, and need not be searched for garbage
+    gc.set_threshold(GC_THRESHOLD)
 
 
 @worker_process_shutdown.connect
