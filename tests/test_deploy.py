@@ -41,7 +41,7 @@ from worker.embedded.stack import State
 from worker.settings import QUEUE, Settings, StreamSettings, load_settings
 from worker.sql_files import sql_files
 from worker.stream import GROUP
-from worker.supervisor import PULSE_SECONDS
+from worker.supervisor.pulse import PULSE_SECONDS
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent

@@ -497,7 +497,7 @@ def test_one_pack_is_asked_for_again_and_again_and_the_others_wait_for_its_succe
 @pytest.fixture
 def hold(workers: Workers) -> Iterator[Hold]:
     stopping.resume()
-    yield Hold(workers.client, STREAM, backoff_seconds=0.01, rpc_timeout_seconds=1.0, hold_seconds=60.0)
+    yield Hold(workers.client, load_settings().model_copy(update={"backoff_seconds": 0.01, "rpc_timeout_seconds": 1.0}))
     stopping.resume()
 
 
