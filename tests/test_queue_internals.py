@@ -1,4 +1,4 @@
-"""The canary: the internals of Celery, kombu and billiard that worker/queue/ relies on are there, and work as it expects.
+"""The canary: what worker/queue/ relies on in Celery, kombu and billiard is there, and works as it expects.
 
 Each test names what breaks without them, and the place upstream. Paths are those of https://github.com/celery/celery,
 …/kombu and …/billiard. Where one fails after an upgrade, keep the older version until worker/queue/ is mended (the
@@ -185,7 +185,7 @@ def test_a_consumer_is_told_not_to_gossip_nor_to_mingle(app: Celery, step: Any) 
     name = f"without_{step.__name__.lower()}"
     assert worker.options[name] is True
     assert name in inspect.signature(step.__init__).parameters
-    consumer = MagicMock(app=app)
+    consumer = MagicMock(app=app, hostname="one@here")
     assert not step(consumer, **worker.options).enabled
 
 
