@@ -527,7 +527,7 @@ def test_status_for_a_program_is_json(environment: dict[str, str], bury: Bury) -
 
     report = json.loads(run("status", "--json", env=environment).stdout)
 
-    assert (report["stream_length"], report["stream_claimed"], report["packs_queued"]) == (2, 0, 0)
+    assert (report["stream_length"], report["stream_claimed"], report["messages_queued"]) == (2, 0, 0)
     assert (report["dead_letters_open"], report["dead_letters_replayed"]) == (1, 1)
     assert (report["supabase"], report["hold"]) == ("ok", None)
     assert report["oldest_seconds"] >= 0

@@ -447,7 +447,7 @@ def test_events_that_wait_are_applied_when_a_worker_is_started_as_told(patient: 
     patient.client.xadd(patient.stream, {FIELD: b"no event"})
 
     finding = patient.failed("workers")
-    assert finding.told == "none runs, and 1 events and 0 packs wait"
+    assert finding.told == "none runs, and 1 events wait"
     with started(finding, patient):
         wait_until(lambda: patient.client.xlen(patient.stream) == 0, "the event has left the stream")
         wait_until(patient.is_well, "all is well")
@@ -466,10 +466,10 @@ def tell(
 
 def test_a_worker_that_stands_still_is_ended_by_the_remedy(patient: Patient) -> None:
     stalled = subprocess.Popen(["sleep", str(PATIENCE_SECONDS)])
-    tell(patient, state="stalled: the intake has stood still for 61 s", pid=stalled.pid)
+    tell(patient, state="stalled: the dispatcher has stood still for 61 s", pid=stalled.pid)
 
     finding = patient.failed("workers")
-    assert finding.told == "celery@host is stalled: the intake has stood still for 61 s"
+    assert finding.told == "celery@host is stalled: the dispatcher has stood still for 61 s"
     patient.follow(finding)
 
     assert stalled.wait(PATIENCE_SECONDS) == -15
@@ -477,8 +477,16 @@ def test_a_worker_that_stands_still_is_ended_by_the_remedy(patient: Patient) -> 
     patient.assert_well()
 
 
+def close_latch(patient: Patient, outcomes: dict[str, int]) -> None:
+    share = DeadShare(patient.client, patient.stream, limit=0.5, at_least=10)
+    with patient.client.pipeline(transaction=False) as pipeline:
+        share.count(pipeline, outcomes)
+        pipeline.execute()
+    share.close_where_too_many(outcomes)
+
+
 def test_a_latch_that_too_many_dead_letters_closed_is_opened_by_the_remedy(patient: Patient) -> None:
-    DeadShare(patient.client, patient.stream, limit=0.5, at_least=10).count({"invalid_event": 20})
+    close_latch(patient, {"invalid_event": 20})
 
     finding = patient.failed("dead share")
     assert "20 as invalid_event" in finding.told
@@ -489,9 +497,10 @@ def test_a_latch_that_too_many_dead_letters_closed_is_opened_by_the_remedy(patie
 
 def test_a_hold_ends_when_what_the_doctor_finds_is_mended(patient: Patient) -> None:
     patient.database.connection.execute("drop function public.apply_interview_events(jsonb)")
-    hold = Hold(patient.client, patient.stream, backoff_seconds=0.1, rpc_timeout_seconds=2.0, hold_seconds=60.0)
     with patient.as_environment():
-        supabase = Supabase(load_settings())
+        settings = load_settings()
+    hold = Hold(patient.client, settings.model_copy(update={"backoff_seconds": 0.1, "rpc_timeout_seconds": 2.0}))
+    supabase = Supabase(settings)
     stopping.resume()
     task = threading.Thread(target=hold.run, args=(lambda: supabase.apply_events([]),))
     task.start()

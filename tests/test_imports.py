@@ -67,11 +67,25 @@ def test_importing_events_connects_to_nothing_and_reads_no_setting() -> None:
 def test_importing_every_module_but_the_celery_app_works_without_an_environment() -> None:
     modules = [name for name in WORKER_MODULES if name != "worker.celery"]
 
-    assert {"worker.cli.main", "worker.intake", "worker.tasks", "worker.embedded.stack"} <= set(modules)
+    assert {"worker.cli.main", "worker.supervisor.dispatcher", "worker.apply.tasks", "worker.embedded.stack"} <= set(
+        modules
+    )
     assert side_effects(modules, env={}) == []
 
 
-@pytest.mark.parametrize("module", ["worker", "worker.settings", "worker.tasks", "worker.cli", "worker.embedded"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "worker",
+        "worker.settings",
+        "worker.apply.tasks",
+        "worker.queue.transport",
+        "worker.supervisor.bootstep",
+        "worker.slots",
+        "worker.cli",
+        "worker.embedded",
+    ],
+)
 def test_a_module_can_be_imported_first(module: str) -> None:
     assert side_effects([module], env={}) == []
 

@@ -1,4 +1,8 @@
-"""Messages on the Celery queue that Celery cannot read: none ends a worker, none vanishes."""
+"""Messages on the Celery queue that nobody should have put there: none ends a worker, and no event vanishes.
+
+One that Celery cannot read becomes a dead letter. One with arguments for `interview.apply_events`, as workers sent them
+before events were claimed by the task, is ignored: its events are in the stream.
+"""
 
 import base64
 import json
@@ -16,11 +20,12 @@ from tests.stories import assert_rows_equal_their_stories, crowd, encoded
 from tests.worker_process import Workers, wait_until
 from worker.app import make_app
 from worker.dead_letters import original_bytes
-from worker.messages import fault
-from worker.pack import Pack
+from worker.queue.messages import fault
 from worker.settings import load_settings
+from worker.stream import GROUP
 
 QUEUE = "interview"
+TASK = "interview.apply_events"
 EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 PICKLED = base64.b64encode(pickle.dumps([])).decode()
 Message = dict[str, Any]
@@ -63,8 +68,11 @@ def changed(**values: object) -> bytes:
     return json.dumps(told).encode()
 
 
-def with_pack(pack: object) -> bytes:
-    return json.dumps(message([["consumer", pack], {}, None], task="interview.apply_events")).encode()
+def for_our_task(*args: object, **headers: object) -> bytes:
+    """A message for the task that takes no arguments."""
+    sent = message([args, {}, EMBED], task=TASK)
+    sent["headers"] |= headers
+    return json.dumps(sent).encode()
 
 
 UNREADABLE: dict[str, bytes] = {
@@ -95,12 +103,23 @@ UNREADABLE: dict[str, bytes] = {
     "no delivery info": changed(properties__delivery_info=None),
     "a body in another encoding": changed(properties__body_encoding="rot13"),
     "arguments that the task does not take": changed(body=encoded_body([[1, 2, 3], {"a": 1}, None])),
-    "a pack that is none": with_pack("events"),
-    "a pack in base64 that is none": with_pack("AAAA"),
-    "a pack without ids": with_pack({"events": ["{}"], "alone": False}),
-    "a pack with more events than ids": with_pack({"ids": ["1-1"], "events": ["{}", "{}"], "alone": False}),
-    "a pack with bytes that are not base64": with_pack({"ids": ["1-1"], "events": [{"base64": "%"}], "alone": False}),
 }  # fmt: skip
+
+IGNORED: dict[str, bytes] = {
+    "a pack of a worker of before": for_our_task("celery@old-1234", "eJyLNtQ1VNJRijbQMYgFACbAA7k="),
+    "a pack of the worker before that": for_our_task("old", {"ids": ["1-1"], "events": ["{}"], "alone": False}),
+    "a pack that is none": for_our_task("old", "events"),
+    "one argument": for_our_task(None),
+    "a named argument": json.dumps(message([[], {"pack": "AAAA"}, EMBED], task=TASK)).encode(),
+    "arguments that are no list": json.dumps(message({"a": 1}, task=TASK)).encode(),
+    "an eta that is no time": for_our_task("old", eta="tomorrow"),
+    "a task id that is no text": for_our_task("old", id=7),
+    "a pickle": json.dumps(
+        message(task=TASK) | {"body": PICKLED, "content-type": "application/x-python-serialize"}
+    ).encode(),
+    "a body that is not base64": json.dumps(message(task=TASK) | {"body": "%%%"}).encode(),
+    "no properties": json.dumps(message(task=TASK) | {"properties": None}).encode(),
+}
 
 
 @pytest.fixture
@@ -119,8 +138,7 @@ def test_a_message_that_celery_cannot_read_has_a_fault(app: Celery, raw: bytes) 
 
 def test_what_celery_itself_writes_has_no_fault(app: Celery, workers: Workers) -> None:
     sender = make_app(load_settings())
-    pack = Pack(("1-1", "1-2"), (b"{}", b"\xff"))
-    sender.send_task("interview.apply_events", ("consumer", pack.to_message()))
+    sender.send_task(TASK)
     sender.send_task("interview.purge", eta=datetime.now(UTC), expires=60)
     messages = workers.client.lrange(QUEUE, 0, -1)
     assert [fault(raw, app.tasks) for raw in messages] == [None, None]
@@ -142,6 +160,44 @@ def test_no_unreadable_message_ends_a_worker_or_vanishes(
     letters = database.all("select event from public.interview_dead_letters")
     assert sorted(original_bytes(letter["event"]) for letter in letters) == sorted(UNREADABLE.values())
     assert len(workers.logged("message.unreadable")) == len(UNREADABLE)
+
+
+def test_messages_with_arguments_for_our_task_are_ignored(
+    workers: Workers, database: Database, user: uuid.UUID, rng: random.Random
+) -> None:
+    """Whether Celery can read them or not: nothing of them goes to the stream, and the log says so once for each."""
+    database.connection.execute("truncate public.interview_dead_letters")
+    events = crowd(user, rng, events=100)
+    workers.client.config_resetstat()
+    with workers.running() as worker:
+        workers.client.lpush(QUEUE, *IGNORED.values())
+        wait_until(lambda: len(workers.logged("message.ignored")) == len(IGNORED), "each is ignored")
+        workers.stream.add(encoded(events))
+        workers.wait_until_empty()
+        assert workers.stop(worker) == 0
+    assert_rows_equal_their_stories(database, events)
+    assert workers.client.info("commandstats")["cmdstat_xadd"]["calls"] == len(events)
+    assert database.all("select event from public.interview_dead_letters") == []
+    assert len(workers.logged("message.ignored")) == len(IGNORED)
+    assert workers.logged("message.unreadable") == []
+
+
+def test_events_that_an_old_worker_sent_in_a_message_are_applied(
+    workers: Workers, database: Database, user: uuid.UUID, rng: random.Random
+) -> None:
+    """Their message is ignored; the stream knows that the old worker had claimed them, and a new one reclaims them."""
+    events = crowd(user, rng, events=20)
+    ids = workers.stream.add(encoded(events))
+    workers.client.xgroup_create(workers.stream.key, GROUP, id="0")
+    workers.client.xreadgroup(GROUP, "celery@old-1234", {workers.stream.key: ">"}, count=len(ids))
+    pack = {"ids": ids, "events": [raw.decode() for raw in encoded(events)], "alone": False}
+    workers.client.lpush(QUEUE, for_our_task("celery@old-1234", pack))
+    with workers.running() as worker:
+        workers.wait_until_empty()
+        assert workers.stop(worker) == 0
+    assert_rows_equal_their_stories(database, events)
+    assert workers.logged("message.ignored") != []
+    assert sum(each["events"] for each in workers.logged("drain.reclaimed")) == len(events)
 
 
 def test_an_unreadable_message_outlives_a_redis_that_takes_no_more(workers: Workers, database: Database) -> None:

@@ -158,7 +158,7 @@ def test_the_numbers_are_what_happened(
         assert (calls.pop("ok") > 0, set(calls.values())) == (True, {0})
     for name in ("entries", "claimed", "oldest_seconds"):
         assert now.told(f"interview_stream_{name}") == 0
-    for name in ("interview_packs_queued", "interview_hold", "interview_worker_stalled"):
+    for name in ("interview_messages_queued", "interview_hold", "interview_worker_stalled"):
         assert now.told(name) == 0
     assert now.told("interview_redis_up") == 1
     assert then.told("interview_ledger_waiting_events") == waiting >= len(early)
@@ -208,7 +208,7 @@ def test_the_gauges_tell_of_an_outage_of_supabase_and_of_one_of_redis(
     assert away.told("interview_worker_stalled") == 0
     absent = {name for name in HELP if name.startswith("interview_stream_")} | {
         "interview_hold",
-        "interview_packs_queued",
+        "interview_messages_queued",
     }
     assert not absent & {name for name, _ in away.samples}
     assert took < 5
@@ -401,7 +401,7 @@ print(f"exit status {status}, loaded late: {sorted(set(sys.modules) - loaded)}")
 
 
 def test_without_a_port_nothing_is_loaded_made_or_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    modules = "worker.metrics, worker.scrape, worker.supervisor, worker.tasks"
+    modules = "worker.metrics, worker.scrape, worker.supervisor.bootstep, worker.apply.tasks"
     loaded = subprocess.run(
         [sys.executable, "-c", f"import sys, {modules}; print('prometheus_client' in sys.modules)"],
         cwd=ROOT,

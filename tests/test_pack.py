@@ -1,9 +1,7 @@
-"""The pure parts between the stream and the database: packs, dead letters as text, and the wait between two tries."""
+"""The pure parts between the stream and the database: raw events, dead letters as text, the wait between two tries."""
 
-import base64
 import json
 import uuid
-import zlib
 from typing import Any
 
 import pytest
@@ -11,47 +9,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from worker.dead_letters import BASE64_MARK, MAX_NAME, dead_letter, original_bytes, stored_text
-from worker.pack import Pack, Readable, raw_event
 from worker.retry import MAX_EXPONENT, Backoff
+from worker.stream import raw_event
 
 UNUSUAL_TEXT = st.text(st.characters(codec=None))  # with NUL and lone surrogates
 
 
-# --------------------------------------------------------------------------------------------------------- packs
-
-
-@given(st.lists(st.tuples(st.text(), st.binary())), st.booleans())
-def test_a_pack_crosses_celery_byte_for_byte(entries: list[tuple[str, bytes]], alone: bool) -> None:
-    pack = Pack(tuple(entry_id for entry_id, _ in entries), tuple(raw for _, raw in entries), alone)
-
-    assert Pack.from_message(json.loads(json.dumps(pack.to_message()))) == pack
-
-
-def compact(head: object, events: bytes) -> str:
-    return base64.b64encode(zlib.compress(json.dumps(head).encode() + b"\n" + events)).decode()
-
-
-@pytest.mark.parametrize("message", [
-    "",
-    "no base64",
-    base64.b64encode(b"no zlib stream").decode(),
-    compact([["1-0"], [3], False], b"abc")[:-8],
-    compact("no head", b""),
-    compact([["1-0"], [3, 0], False], b"abc"),
-    compact([["1-0"], [2], False], b"abc"),
-    compact([["1-0", "2-0"], [-1, 4], False], b"abc"),
-])  # fmt: skip
-def test_what_is_no_pack_is_refused(message: str) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011 - of several libraries, each in its own words
-        Pack.from_message(message)
-
-
-def test_a_pack_of_a_worker_of_before_is_read() -> None:
-    message = Readable(
-        ids=["1-0", "2-0"], events=['{"a": "ü"}', {"base64": base64.b64encode(b"\xff").decode()}], alone=True
-    )
-
-    assert Pack.from_message(message) == Pack(("1-0", "2-0"), ('{"a": "ü"}'.encode(), b"\xff"), alone=True)
+# ---------------------------------------------------------------------------------------------------- raw events
 
 
 @given(st.binary(), st.dictionaries(st.binary(), st.binary()))

@@ -56,7 +56,8 @@ def test_every_setting_is_in_the_readme_with_its_default(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "event", sorted(set(re.findall(r"`((?:hold|event|intake|message|pack|worker)\.[a-z_]+)`", README)))
+    "event",
+    sorted(set(re.findall(r"`((?:dispatcher|drain|event|hold|message|pack|suspect|worker)\.[a-z_]+)`", README))),
 )
 def test_every_log_event_in_the_readme_is_logged(event: str) -> None:
     sources = "".join(path.read_text() for path in (ROOT / "worker").rglob("*.py"))

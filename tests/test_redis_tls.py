@@ -347,7 +347,7 @@ def test_a_worker_claims_nothing_over_tls_that_it_cannot_trust(
     workers.stream.add(encoded(events))
     with tls.proxy(by=tls.stranger) as proxy:
         with workers.running(REDIS_URL=tls.url(proxy.port, trusting=tls.trusted)):
-            wait_until(lambda: workers.logged("intake.redis_away") != [], "the intake is refused")
+            wait_until(lambda: workers.logged("dispatcher.redis_away") != [], "the dispatcher is refused")
             wait_until(lambda: "Cannot connect to" in logs(tmp_path), "Celery is refused")
         assert proxy.trusted_by == 0
     assert logs(tmp_path).count("CERTIFICATE_VERIFY_FAILED") >= 2

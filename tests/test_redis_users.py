@@ -5,15 +5,17 @@ import hashlib
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import time
+import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 import redis
@@ -21,17 +23,20 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from events import Answered, AsyncPublisher, Event, Publisher, parse_event
+from tests.chaos.proxy import Proxy
 from tests.database import Database, event
 from tests.stories import assert_rows_equal_their_stories, crowd, encoded
 from tests.worker_process import PATIENCE_SECONDS, QUICK, STREAM, Workers, wait_until
 from worker import stopping
+from worker.apply.drain import SUSPECT_DELIVERIES
 from worker.dead_share import DeadShare
 from worker.embedded import Stack, StackError
 from worker.embedded.binaries import redis_server
 from worker.embedded.server import Server, free_port
 from worker.errors import Misconfigured, Unavailable
-from worker.hold import Hold
+from worker.hold import Hold, hold_key
 from worker.outcomes import Outcomes
+from worker.settings import load_settings
 from worker.stream import GROUP, EventStream
 from worker.worker_state import WorkerState, WorkerStates
 
@@ -47,8 +52,44 @@ ELSES = "somebody:elses"  # a key of another application
 each_role = pytest.mark.parametrize("role", ROLES)
 Words = tuple[str | int, ...]
 
+# Commands as they travel, and those that a script runs.
+COMMAND = re.compile(rb"\*\d+\r\n\$\d+\r\n([A-Za-z]+)\r\n(?:\$\d+\r\n([A-Za-z]+)\r\n)?")
+CALL = re.compile(rb"redis\.p?call\(\s*['\"]([A-Za-z]+)['\"](?:,\s*['\"]([A-Za-z]+)['\"])?")
+CONTAINERS = {"client", "script", "xgroup", "xinfo"}  # whose subcommands have rules of their own
+UNUSED_HERE = {"select": "for another database than 0"}
+
 
 # ---------------------------------------------------------------------------------------------------- the server
+
+
+class Recorder(Proxy):
+    """Stands before Redis, and remembers which commands came by; a process of Celery's is sent here."""
+
+    def __init__(self, target_port: int) -> None:
+        super().__init__(target_port)
+        self.commands: set[str] = set()
+
+    def record(self, chunk: bytes) -> None:
+        for name, sub in (*COMMAND.findall(chunk), *CALL.findall(chunk)):
+            command = name.decode().lower()
+            self.commands.add(f"{command}|{sub.decode().lower()}" if command in CONTAINERS else command)
+
+    async def _pump(self, source: Any, sink: Any, *, reply: bool) -> None:
+        tapped: Any = source if reply else Tapped(source, self.record)
+        await super()._pump(tapped, sink, reply=reply)
+
+
+@dataclass(frozen=True)
+class Tapped:
+    """A stream whose every chunk is recorded."""
+
+    source: asyncio.StreamReader
+    record: Callable[[bytes], None]
+
+    async def read(self, size: int) -> bytes:
+        chunk = await self.source.read(size)
+        self.record(chunk)
+        return chunk
 
 
 @dataclass(frozen=True)
@@ -56,9 +97,14 @@ class Door:
     """A Redis that only lets in who users.acl names, and an admin that this test adds."""
 
     port: int
+    recorder: Recorder | None = None
 
     def url(self, user: str) -> str:
         return f"redis://{user}:{PASSWORDS[user]}@127.0.0.1:{self.port}/0"
+
+    def recorded_url(self, user: str) -> str:
+        assert self.recorder is not None
+        return self.url(user).replace(f":{self.port}/", f":{self.recorder.port}/")
 
     def client(self, user: str) -> Any:  # redis-py types each answer as "maybe awaitable"
         return redis.Redis.from_url(self.url(user), socket_timeout=5, protocol=2)
@@ -118,7 +164,9 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     port = free_port()
     running = server(tmp_path_factory.mktemp("guarded"), users_with_passwords() + ADMIN, port)
     running.start()
-    yield Door(port)
+    recorder = Recorder(port)
+    with recorder.running():
+        yield Door(port, recorder)
     running.stop()
 
 
@@ -127,6 +175,7 @@ def door(guarded: Door) -> Door:
     """The server, empty, and with nothing in its log of refusals."""
     with guarded.client("admin") as admin:
         admin.flushall()
+        admin.script_flush()  # who needs a script loads it, and is seen to
         admin.acl_log_reset()
     return guarded
 
@@ -344,7 +393,7 @@ def test_the_engine_neither_speaks_nor_listens_on_a_channel(door: Door, admin: A
 @pytest.fixture
 def workers(door: Door, stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workers]:
     """Workers on the stack's Supabase, and on the guarded Redis as its user `worker`."""
-    environment = stack.environment | {"REDIS_URL": door.url("worker")}
+    environment = stack.environment | {"REDIS_URL": door.recorded_url("worker")}
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with door.client("admin") as client:
@@ -415,9 +464,10 @@ def test_a_worker_a_beat_the_engine_and_an_operator_do_all_their_work_and_nothin
         f"app.conf.beat_schedule_filename = {str(tmp_path / 'schedule')!r}\n"
     )
     log = tmp_path / "default-worker.log"
+    settings = {"INTERVIEW_WAITING_HOURS": "0.0001", "INTERVIEW_METRICS_PORT": str(free_port())}
     admin.zadd(SWEPT, {"gone": 1})
-    with celery(log, "worker", "worker", "--hostname", "guarded@here", INTERVIEW_WAITING_HOURS="0.0001") as worker:
-        wait_until(lambda: b"intake.started" in log.read_bytes(), "the worker has started")
+    with celery(log, "worker", "worker", "--hostname", "guarded@here", **settings) as worker:
+        wait_until(lambda: b"worker.started" in log.read_bytes(), "the worker has started")
         wait_until(lambda: admin.zscore(SWEPT, "gone") is None, "kombu has cleaned up")
         publish(door, [*encoded(events), *encoded([event("answered", late, questions_answered=1)])])
         workers.wait_until_empty()
@@ -426,12 +476,14 @@ def test_a_worker_a_beat_the_engine_and_an_operator_do_all_their_work_and_nothin
         publish(door, encoded(story), user="operator")
         workers.wait_until_empty()
         report = json.loads(run("interviews", "status", "--json", door=door, status=3))
-        assert (report["stream_length"], report["packs_queued"], report["dead_letters_open"]) == (0, 0, 2)
+        assert (report["stream_length"], report["messages_queued"], report["dead_letters_open"]) == (0, 0, 2)
         assert "unknown_user" in run("interviews", "dlq", "list", door=door)
         database.create_user(newcomer)
         assert "1 applied" in run("interviews", "dlq", "replay", "--reason", "unknown_user", door=door)
         admin.zadd(SWEPT, {"away": 1})
         admin.script_flush()  # as a restart of Redis would
+        metrics = urllib.request.urlopen(f"http://127.0.0.1:{settings['INTERVIEW_METRICS_PORT']}").read()
+        assert b"interview_redis_up 1.0" in metrics
         ping = ("inspect", "ping", "--timeout", "10", "--destination", "guarded@here")
         assert "pong" in run("celery", "-A", "worker", *ping, door=door)
         assert admin.zscore(SWEPT, "away") is None
@@ -461,12 +513,63 @@ def test_a_worker_takes_over_from_one_that_died_and_holds_and_nothing_is_refused
             wait_until(lambda: workers.hold() is not None, "the next worker has claimed them, and holds")
         workers.wait_until_empty()
         assert workers.stop(heir) == 0
-    assert workers.logged("intake.reclaimed") != []
+    assert workers.logged("drain.reclaimed") != []
     assert_rows_equal_their_stories(database, events)
     assert refusals(admin) == []
 
 
-def test_a_worker_makes_every_call_of_the_stream_and_of_the_hold(door: Door, admin: Any) -> None:
+def test_a_worker_drains_a_full_redis_and_nothing_is_refused(
+    workers: Workers, door: Door, admin: Any, database: Database, user: uuid.UUID, rng: random.Random
+) -> None:
+    """And before it was full: a suspect alone, and what is on Celery's queue and cannot be read."""
+    events = crowd(user, rng, events=100)
+    publish(door, encoded(events[:1]))
+    admin.xgroup_create(STREAM, GROUP, id="0")
+    ((_, [(suspect, _)]),) = admin.xreadgroup(GROUP, "dead", {STREAM: ">"})
+    admin.xclaim(STREAM, GROUP, "dead", 0, [suspect], idle=3_600_000, retrycount=SUSPECT_DELIVERIES, justid=True)
+    with workers.running() as worker:
+        admin.lpush("interview", "not JSON")
+        wait_until(lambda: len(workers.logged("event.dead_lettered")) == 1, "what cannot be read is a dead letter")
+        workers.wait_until_empty()
+        assert [each["deliveries"] for each in workers.logged("drain.reclaimed")] == [SUSPECT_DELIVERIES + 1]
+        admin.set(hold_key(STREAM), json.dumps({"reason": "a test", "since": time.time()}))
+        wait_until(lambda: not claiming(admin), "no slot waits for events")
+        publish(door, encoded(events[1:]))
+        admin.config_set("maxmemory", 1)
+        try:
+            admin.delete(hold_key(STREAM))
+            workers.wait_until_empty()
+        finally:
+            admin.config_set("maxmemory", 0)
+        assert workers.stop(worker) == 0
+    assert workers.logged("dispatcher.redis_full") != []
+    assert_rows_equal_their_stories(database, events)
+    assert refusals(admin) == []
+
+
+def claiming(admin: Any) -> bool:
+    return any(each["cmd"] == "xreadgroup" and "b" in each["flags"] for each in admin.client_list())
+
+
+PROCESSES: Final = (
+    test_a_worker_a_beat_the_engine_and_an_operator_do_all_their_work_and_nothing_is_refused,
+    test_a_worker_takes_over_from_one_that_died_and_holds_and_nothing_is_refused,
+    test_a_worker_drains_a_full_redis_and_nothing_is_refused,
+)
+
+
+def test_a_worker_may_run_no_command_that_it_does_not_need(request: pytest.FixtureRequest, door: Door) -> None:
+    """By what the workers and the beat of the tests above have sent to Redis."""
+    ran = {each.name for each in request.session.items}
+    if not ran.issuperset(each.__name__ for each in PROCESSES):
+        pytest.skip("needs the tests above, in the same run")
+    (line,) = [line for line in USERS.read_text().splitlines() if line.startswith("user worker ")]
+    granted = {word[1:] for word in line.split() if word.startswith("+") and "@" not in word}
+    assert door.recorder is not None
+    assert granted - door.recorder.commands - UNUSED_HERE.keys() == set()
+
+
+def test_a_worker_makes_every_call_of_the_stream_and_of_the_hold(workers: Workers, door: Door, admin: Any) -> None:
     tries = iter([Unavailable("ill"), Unavailable("still ill"), None])
 
     def ill_twice() -> None:
@@ -475,27 +578,37 @@ def test_a_worker_makes_every_call_of_the_stream_and_of_the_hold(door: Door, adm
 
     with door.client("worker") as client:
         stream = EventStream(client, STREAM)
-        stream.ensure_group()
+        assert stream.claim("a", 3, block_ms=1).entries == []  # which makes the group
         ids = stream.add([b"1", b"2", b"3"])
-        stream.claim_new("a", 3, block_ms=1)
+        assert stream.wait_for_undelivered(block_ms=1)
+        claimed = stream.claim("a", 3, block_ms=1).entries
+        assert stream.refresh("a", claimed, min_idle_ms=0, held=True) == set(ids)
+        stream.give_back("a", claimed, idle_ms=1000)
         admin.xdel(STREAM, ids[0])  # by hand: its claim is to be dropped
-        assert [entry.id for entry in stream.claim_idle("b", 3, idle_ms=0)] == ids[1:]
-        stream.keep("b")
-        stream.give_back("b", ids[1:], idle_ms=1000)
-        assert stream.count_attempt(ids[1]) == 1
-        stream.done(ids[1:])
+        idle = stream.idle(idle_ms=1000, count=10)
+        reclaimed = stream.reclaim("b", idle, idle_ms=1000).entries
+        assert [entry.id for entry in reclaimed] == ids[1:]
+        assert stream.state().pending == 2
+        attempt = stream.attempt(ids[1])
+        assert attempt.count() == 1
+        attempt.withdraw()
+        stream.acknowledge(ids[1:], attempted=True)
         assert stream.forget_consumers(idle_ms=-1) == 2
         stopping.wake(client, "nobody")
         assert stream.state().length == 0
         stopping.resume()
-        Hold(client, STREAM, backoff_seconds=0.01, rpc_timeout_seconds=1, hold_seconds=9).run(ill_twice)
+        Hold(client, load_settings().model_copy(update={"backoff_seconds": 0.01})).run(ill_twice)
     assert refusals(admin) == []
 
 
 def test_a_worker_counts_what_dies_and_an_operator_lets_it_go_on(door: Door, admin: Any) -> None:
     with door.client("worker") as worker, door.client("operator") as operator:
         share = DeadShare(worker, STREAM, limit=0.5, at_least=1)
-        share.count({"applied": 1, "rejected": 2})
+        outcomes = {"applied": 1, "rejected": 2}
+        with worker.pipeline(transaction=False) as pipeline:
+            share.count(pipeline, outcomes)
+            pipeline.execute()
+        share.close_where_too_many(outcomes)
         with pytest.raises(Misconfigured):
             share.check()
         assert Outcomes(operator, STREAM).last_minute()["rejected"] == 2
@@ -533,6 +646,8 @@ def test_an_operator_may_ask_how_redis_and_the_stream_fare(door: Door, admin: An
         ("XDEL", STREAM, "1-1"),
         ("XCLAIM", STREAM, GROUP, "me", 0, "1-1"),
         ("XAUTOCLAIM", STREAM, GROUP, "me", 0, "0"),
+        ("MGET", STREAM),
+        ("XREAD", "STREAMS", STREAM, "0"),
         ("XGROUP", "CREATE", STREAM, "mine", "0"),
         ("CLIENT", "LIST"),
         ("PSUBSCRIBE", "/0.celery.pidbox"),

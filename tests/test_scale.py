@@ -44,7 +44,7 @@ def test_workers_scale_from_one_to_four_and_back_under_load(
 
     print("packs by worker:", packs_by_worker(workers))
     assert_rows_equal_their_stories(database, events)
-    reclaimed = sum(each["events"] for each in workers.logged("intake.reclaimed"))
+    reclaimed = sum(each["events"] for each in workers.logged("drain.reclaimed"))
     assert reclaimed <= len(others) * PACK  # what each had claimed and not yet sent, and gave back
 
 

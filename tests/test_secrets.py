@@ -125,8 +125,8 @@ def test_a_worker_that_tells_all_it_can_tells_nothing_personal_and_no_secret(
                 stack.postgrest.start()
             workers.wait_until_empty()
             with locked_out(workers):
-                wait_until(lambda: bool(workers.logged("intake.redis_away")), "Redis lets nobody in")
-            wait_until(lambda: bool(workers.logged("intake.resumed")), "Redis lets the worker in")
+                wait_until(lambda: bool(workers.logged("dispatcher.redis_away")), "Redis lets nobody in")
+            wait_until(lambda: bool(workers.logged("dispatcher.resumed")), "Redis lets the worker in")
             workers.stream.add(encoded(events[:10]))
             workers.wait_until_empty()
             assert workers.stop(worker) == 0

@@ -27,6 +27,7 @@ from worker import tracing
 from worker.database import Database
 from worker.errors import Unavailable
 from worker.settings import load_settings
+from worker.stream import GROUP
 
 ROOT = Path(__file__).parent.parent
 SECRET = "the answer of a candidate"
@@ -42,9 +43,16 @@ def watched(name, globals=None, *rest, **named):
     return real(name, globals, *rest, **named)
 
 builtins.__import__ = watched
-from worker.pack import Pack
-from worker.tasks import process_context
-outcomes = process_context().applier.apply(Pack(("1-1",), (sys.argv[1].encode(),)))
+from worker import slots
+from worker.apply.context import process_context
+from worker.outcomes import Outcomes
+from worker.stream import EventStream, connect
+context = process_context()
+with connect(context.settings) as client:
+    EventStream(client, context.settings.stream).add([sys.argv[1].encode()])
+    slots.begin_worker("test")
+    context.drain(0).run()
+    outcomes = Outcomes(client, context.settings.stream).last_minute()
 exporter = [name for name in sys.modules if name.startswith("opentelemetry.exporter")]
 print(json.dumps([outcomes, sorted(importers & {"events", "worker"}), bool(exporter)]))
 """
@@ -271,7 +279,7 @@ def test_a_collector_that_is_away_hurts_no_event(workers: Workers, user: uuid.UU
 
 def applied_in_a_fresh_process(workers: Workers, event: bytes, **settings: str) -> Any:
     """The outcomes, who of us has imported OpenTelemetry, and whether its exporter was loaded."""
-    workers.stream.ensure_group()
+    workers.client.xgroup_create(STREAM, GROUP, id="0", mkstream=True)
     done = subprocess.run(
         [sys.executable, "-c", APPLY, event],
         cwd=ROOT,

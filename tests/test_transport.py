@@ -6,8 +6,8 @@ import pytest
 
 from tests.worker_process import PATIENCE_SECONDS, Workers
 from worker.app import make_app
+from worker.queue.transport import Transport
 from worker.settings import load_settings
-from worker.transport import Transport
 
 
 def test_a_connection_that_waits_for_a_message_is_closed_without_one(
