@@ -123,8 +123,8 @@ JsonObject = Annotated[dict[str, JsonValue], AfterValidator(_storable)]
 class _Rfc3339:
     """A moment in UTC: RFC 3339 text, or in Python an aware datetime.
 
-    Not what pydantic would also take for a time: a number, a date, a time without seconds. In UTC, because Postgres takes
-    no offset of 16 hours and more.
+    Not what pydantic would also take for a time: a number, a date, a time without seconds. In UTC, because Postgres
+    takes no offset of 16 hours and more.
     """
 
     @staticmethod

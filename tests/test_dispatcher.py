@@ -282,7 +282,6 @@ def test_a_dispatcher_that_waits_ends_when_it_is_woken(scene: Scene, monkeypatch
     assert scene.sent == []
 
 
-@pytest.mark.xfail(strict=True, reason="step() does not look whether the worker stops, after its wait for an event")
 def test_an_event_that_comes_after_the_stop_is_left_to_others(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BLOCK_MS", 12_000)
     with scene.running():
@@ -526,7 +525,6 @@ class Clock:
         monkeypatch.setattr(stream, "wait_for_undelivered", wait)
 
 
-@pytest.mark.xfail(strict=True, reason="20: each look for idle entries cuts a wait, so 12 s and 3 s are two waits")
 def test_an_idle_dispatcher_needs_few_commands_a_minute(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(scene, monkeypatch)
     scene.dispatcher.step()

@@ -1,8 +1,9 @@
 """What a worker's slots do, in memory that its processes share.
 
-A slot is a process of the pool, or a thread of a pool of threads, and drains the stream in one task at a time. Each slot
-writes its own row; the dispatcher and the pulse, in the main process, read them all. There is no lock: a process that is
-killed at the wrong moment could take it along. Each number is eight bytes, and is written in one step.
+A slot is a process of the pool, or a thread of a pool of threads, and drains the stream in one task at a time. Each
+slot writes its own row; the dispatcher and the pulse, in the main process, read them all. A lock is not needed, as each
+number is eight bytes and written in one step, and would be a danger: a process that is killed while it holds one never
+gives it back.
 
 Times are of time.monotonic(), which all processes of a machine share.
 """
@@ -134,6 +135,6 @@ def _rows() -> Iterator["memoryview[float]"]:
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except OSError:  # it has ended, and perhaps another user's process has its id
         return False
     return True

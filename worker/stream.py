@@ -167,7 +167,7 @@ class EventStream:
             if not _no_group(error):
                 raise
             self._create_group()  # the first worker ever, or the group went with a flush
-            return []
+            return self._read_new(consumer, count, block_ms)
         if not found:
             return []
         (entries,) = found.values() if isinstance(found, dict) else (entries for _, entries in found)
@@ -212,7 +212,7 @@ class EventStream:
         and is not counted.
         """
         own = self._own(consumer, entries)
-        # Who claims one of them at this very moment, after the look above, has left it idle for less than this.
+        # An entry that another consumer claims between these two commands has been idle for less than `min_idle_ms`.
         self._set_claims(consumer, own, min_idle_ms=min_idle_ms, idle_ms=0, uncounted=held)
         return {entry.id for entry in own}
 
@@ -250,8 +250,8 @@ class EventStream:
     ) -> None:
         """Take entries out: their events stand in Postgres. `attempted`: attempts to apply them alone were counted.
 
-        `then` may queue more commands in the same round trip; whether they succeed is nobody's concern. No MULTI: a full
-        Redis refuses one. An entry that was deleted and not acknowledged is dropped when it is reclaimed.
+        `then` may queue more commands in the same round trip, which may fail. No MULTI: a full Redis refuses one. So an
+        entry may be deleted and its claim stay; whoever tries to reclaim it drops the claim.
         """
         with self._redis.pipeline(transaction=False) as pipeline:
             pipeline.xdel(self.key, *entry_ids)

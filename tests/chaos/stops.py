@@ -2,8 +2,8 @@
 
     python -m tests.chaos.stops [--sigterms 120] [--starts 20]
 
-Ends with status 1 where a worker stopped by SIGTERM ended with another status than 0 or left an entry to reclaim, where an
-outage with many worker starts made a dead letter, or where an event was lost.
+Ends with status 1 where a worker stopped by SIGTERM ended with another status than 0 or left an entry to reclaim, where
+an outage with many worker starts made a dead letter, or where an event was lost.
 """
 
 import random

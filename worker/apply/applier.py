@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from typing import Final, NamedTuple
 
 import redis
@@ -18,7 +19,7 @@ from worker.hold import Hold
 from worker.logs import get_logger
 from worker.stream import PACK_BYTES, Entry
 
-MAX_ATTEMPTS_ALONE: Final = 5  # an entry that ends none of these is poison
+MAX_ATTEMPTS_ALONE: Final = 5  # an entry for which none of these came to an end is poison
 
 log = get_logger(__name__)
 
@@ -99,8 +100,7 @@ class Applier:
                 return self._dead_letter(pack, [Dead(events[0].entry, "rejected", refused.detail)])
             half = len(events) // 2
             return self._apply_events(pack, events[:half]) + self._apply_events(pack, events[half:])
-        others = {answer["id"] for answer in result.others}
-        metrics.count_lag(event.time for event in parsed if str(event.id) not in others)
+        metrics.count_lag(_times_of_applied(parsed, result.others))
         return _log_and_count(result.others, applied=result.applied)
 
     def _dead_letter(self, pack: Pack, dead: Sequence[Dead]) -> Counter[str]:
@@ -141,6 +141,17 @@ def _chunks(dead: Sequence[Dead]) -> Iterator[list[Dead]]:
         size += len(each.entry.event)
     if chunk:
         yield chunk
+
+
+def _times_of_applied(events: Sequence[Event], others: Sequence[Answer]) -> Iterator[datetime]:
+    """The times of the events that were applied; one that came twice is once among `others`."""
+    not_applied = Counter(answer["id"] for answer in others)
+    for event in events:
+        event_id = str(event.id)
+        if not_applied[event_id]:
+            not_applied[event_id] -= 1
+        else:
+            yield event.time
 
 
 def _log_and_count(answers: Sequence[Answer], *, applied: int = 0) -> Counter[str]:

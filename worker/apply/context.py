@@ -23,7 +23,7 @@ class Context:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.database = Database(settings)
-        # No retry: a command that takes entries out must not reach another server than the one that gave them.
+        # No retries: after a failover they would reach another server, where these entry ids may mean other events.
         self.redis = connect(settings, slots.worker_id(), retries=0)
         self._dead_share = DeadShare(
             self.redis, settings.stream, limit=settings.dead_share_limit, at_least=settings.dead_share_from

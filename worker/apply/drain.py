@@ -97,13 +97,12 @@ class Drain:
         except PackGivenBack as given_back:
             pack.give_back(str(given_back))
             raise
-        finally:
-            self._slot.count_pack()
+        self._slot.count_pack()
 
     # ----------------------------------------------------------------------------------- what others have left idle
 
     def _apply_idle(self, ends_at: float, *, suspects: bool) -> bool:
-        """Where it is due, reclaim and apply what other consumers have left idle; return whether there was something."""
+        """Where it is due, reclaim and apply what other consumers have left idle; return whether anything was."""
         now = time.monotonic()
         if slots.take_reclaim():
             self._next_reclaim = 0.0

@@ -37,7 +37,7 @@ class Pack:
         return self.attempt
 
     def leave(self) -> None:
-        """A request with these events leaves for Supabase: what happens until its answer says nothing about them."""
+        """A request with these events leaves for Supabase: a process that ends from now on is not their fault."""
         self._slot.step(State.APPLYING)
         if self.attempt is not None:
             self.attempt.withdraw()
@@ -51,11 +51,11 @@ class Pack:
         """Keep the claim where it is old enough to need it; let go of what others have claimed meanwhile."""
         age_ms = (time.monotonic() - self._refreshed_at) * 1000
         due_ms = self._reclaim_ms // REFRESH_SHARE
-        if age_ms < due_ms and self._held == held:
+        due = age_ms >= due_ms
+        if not due and self._held == held:
             return
+        min_idle_ms = due_ms // 2 if due else 0  # 0: fresh claims that a hold, begun just now, makes uncounted ones
         try:
-            # After a hold has begun, the claims are noted as no attempts, however fresh they are.
-            min_idle_ms = due_ms // 2 if age_ms >= due_ms else 0
             own = self._stream.refresh(self._consumer, self.entries, min_idle_ms=min_idle_ms, held=held)
         except redis.RedisError as error:
             log.warning("claim.not_refreshed", error=type(error).__name__, events=len(self.entries))

@@ -106,7 +106,7 @@ def fault(raw: bytes, tasks: Mapping[str, Task]) -> str | None:
 
 
 def names_our_task(raw: bytes) -> bool:
-    """Whether a message that cannot be read was meant for the task: it carried no event that is not in the stream."""
+    """Whether a message that cannot be read was meant for the task; whatever events it carried are in the stream."""
     try:
         return _Named.model_validate_json(raw).headers.task == TASK
     except ValidationError:

@@ -5,8 +5,9 @@ from typing import Any, Final
 import billiard
 import billiard.pool
 
-# At its end a process of the pool waits for the main process to read its last result, which sometimes it no longer does;
-# 1 s instead of 30 s, as nothing of ours needs that result. There is no setting: billiard/pool.py, Worker._ensure_messages_consumed.
+# A process of the pool that ends waits 30 s for the main process to read its last result; at a shutdown the main
+# process sometimes reads no more. Nothing of ours needs that result: 1 s. There is no setting; see billiard/pool.py,
+# Worker._ensure_messages_consumed.
 RESULT_TRIES: Final = 10
 
 

@@ -1,9 +1,9 @@
 """Celery's Redis transport, without a memory of its own: what is not done is in the stream.
 
 Kombu keeps a copy of each message that a worker has taken, in Redis, and gives it to others after a timeout. We need
-neither the copy nor the round trips for it, and a full Redis refuses them. And where a connection is lost, kombu's try to
-put such messages back on the queue fails on that connection and ends the worker (kombu 5.7: "Unrecoverable error"), or
-writes them to a file in the temporary folder. Our messages carry nothing: what was taken is not put back.
+neither the copy nor the round trips for it, and a full Redis refuses them. Where a connection is lost, kombu tries to
+put such messages back on the queue through that same connection, which ends the worker (kombu 5.7: "Unrecoverable
+error") or writes them to a file in the temporary folder. Our messages carry nothing: they are not put back.
 
 What is overridden, and where kombu has it:
 

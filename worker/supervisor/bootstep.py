@@ -106,8 +106,8 @@ class Supervisor(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships
 def _own_drain(settings: Settings) -> Drain:
     """A drain for the main process, while Redis is full.
 
-    Its client of Supabase is made now, in the thread that forks: a process that is forked while another thread makes one
-    could wait for that thread's locks for ever.
+    Its client of Supabase is made now, in the thread that forks: a process that is forked while another thread makes
+    one could wait for that thread's locks for ever.
     """
     context = Context(settings)
     _ = context.database.client

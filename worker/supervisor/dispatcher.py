@@ -1,7 +1,8 @@
 """The dispatcher: says on Celery's queue that there is work, when there is some and no slot of this worker is at it.
 
-One thread in every worker's main process. It claims nothing and remembers nothing: a message that is lost is sent again,
-and a spare one finds an empty stream. Only while Redis is full, and refuses the message, it drains the stream itself.
+One thread in every worker's main process. It claims nothing and remembers nothing: a message that is lost is sent
+again, and a spare one finds an empty stream. Only while Redis is full, and refuses the message, it drains the stream
+itself.
 """
 
 import random
@@ -35,10 +36,12 @@ log = get_logger(__name__)
 class Dispatcher:
     """Sends messages until the worker stops.
 
-    `send()` puts a message on Celery's queue; it may raise what QUEUE_AWAY names, and RedisFull. `slots_there()` returns
-    the number of slots, `drain()` drains the stream for some seconds in this thread. `activity` says what the worker
-    does, `turned` when the dispatcher last began a step, `undelivered_since` since when it has known that entries are
-    undelivered while no slot began anything (by time.monotonic).
+    `send()` puts a message on Celery's queue; it may raise what QUEUE_AWAY names, and RedisFull. `slots_there()`
+    returns the number of slots. `drain()` drains the stream for some seconds, in this thread.
+
+    For the pulse: `activity` is what the worker does; `turned` is when the dispatcher last began a step;
+    `undelivered_since` is when it first saw undelivered entries that no slot has done anything about, None where there
+    are none. Both are times of time.monotonic().
     """
 
     def __init__(
@@ -129,6 +132,8 @@ class Dispatcher:
         An event wakes all idle workers: the first to get its turn sends the message, and the others look again.
         """
         held, waiting, turn = self._look(another=another)
+        if stopping.stopping():
+            return
         if held:
             self.activity, self.undelivered_since = "holding", None
             stopping.wait(HOLD_SECONDS)
@@ -155,8 +160,8 @@ class Dispatcher:
         for answer in (held, waiting):
             if isinstance(answer, Exception):
                 raise answer
-        # Where the turn cannot be noted, because Redis is full or a replica, the message is refused as well.
-        return bool(held), bool(waiting), another or bool(turn[0])
+        # A Redis that is full or read-only refuses the turn. Then it is ours: the message shows which of the two it is.
+        return bool(held), bool(waiting), another or isinstance(turn[0], Exception) or bool(turn[0])
 
     def _wait_for_more_than(self, busy: int) -> None:
         deadline = time.monotonic() + ANSWER_SECONDS
