@@ -512,7 +512,6 @@ class Clock:
 
     def __init__(self, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        monkeypatch.setattr(module, "BLOCK_MS", 12_000)
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now))
         stream = scene.dispatcher._stream
         wait_for_undelivered: Callable[..., bool] = stream.wait_for_undelivered

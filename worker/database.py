@@ -1,5 +1,6 @@
 """Supabase: the one module that calls it, and that tells its errors in the words of worker.errors."""
 
+import gc
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from worker.sql_files import VERSION
 Outcome = Literal["applied", "duplicate", "waiting", "rejected"]
 DEADLOCK_RETRIES: Final = 3
 MAX_BATCHES: Final = 100  # of one round of maintenance; the next round goes on
+LARGE_BODY_BYTES: Final = 1 << 20
 NOT_JSON: Final = "Supabase's answer is not JSON: is SUPABASE_URL right?"
 SQL: Final = (
     "sql/supabase_table_interview_sessions.sql and sql/supabase_worker_interview_events.sql, in this order"
@@ -180,7 +182,11 @@ class Database:
         body = to_json(parameters, exclude_none=True)
         before_request()
         with metrics.timed_rpc(rpc), tracing.rpc_span(rpc):
-            answer = self._call_despite_deadlocks(lambda client: _request(client, "POST", f"/rpc/{rpc}", body))
+            try:
+                answer = self._call_despite_deadlocks(lambda client: _request(client, "POST", f"/rpc/{rpc}", body))
+            finally:
+                if len(body) > LARGE_BODY_BYTES:
+                    gc.collect()  # httpx leaves its requests in cycles, with their bodies
             try:
                 answers: list[Answer] = from_json(answer.content)
             except ValueError as error:

@@ -11,8 +11,8 @@ from rich.console import Console
 ROOT: Final = Path(__file__).resolve().parents[2]
 CACHE: Final = ROOT / ".bench"  # ignored by git; a built commit stays here for the next time
 SHORT: Final = 12  # characters of a commit's name
-# Ours would make the other commit's programs import this checkout's modules.
-OURS: Final = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+# Ours would make the other commit's programs import this checkout's modules, and its make speak as ours does.
+OURS: Final = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")
 
 
 class NoSuchRevision(click.ClickException):

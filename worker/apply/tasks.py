@@ -12,7 +12,8 @@ from worker.logs import get_logger
 from worker.queue.slot import slot_of_process
 from worker.slots import Slot
 
-GC_THRESHOLD: Final = 20_000  # objects; a pack makes fewer, and all of them go when it is done
+# A pack makes fewer objects than 20,000, and they go when it is done. What survives is young all the same: search it all.
+GC_THRESHOLDS: Final = (20_000, 1, 1)
 
 log = get_logger(__name__)
 
@@ -51,7 +52,7 @@ def _begin_process(**_: Any) -> None:
     if number is not None:
         Slot(number)
     gc.freeze()  # what was loaded stays, and need not be searched for garbage
-    gc.set_threshold(GC_THRESHOLD)
+    gc.set_threshold(*GC_THRESHOLDS)
 
 
 @worker_process_shutdown.connect

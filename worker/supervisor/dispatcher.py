@@ -5,6 +5,7 @@ again, and a spare one finds an empty stream. Only while Redis is full, and refu
 itself.
 """
 
+import math
 import random
 import time
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from worker.retry import Backoff
 from worker.settings import Settings
 from worker.stream import EventStream
 
-BLOCK_MS: Final = 15_000  # longest wait for an event: shorter than the client's SOCKET_TIMEOUT_SECONDS
+BLOCK_MS: Final = 16_000  # longest wait for an event: shorter than the client's SOCKET_TIMEOUT_SECONDS
 POLL_SECONDS: Final = 0.005  # between two looks at busy slots
 HOLD_SECONDS: Final = 0.5  # between two looks at a hold
 TURN_MS: Final = 50  # so long other idle workers leave it to the one that sends first
@@ -117,7 +118,7 @@ class Dispatcher:
 
     def _block_ms(self) -> int:
         """How long to wait for an event: not past the next look for entries to reclaim."""
-        return max(1, min(BLOCK_MS, int((self._next_reclaim - time.monotonic()) * 1000)))
+        return max(1, min(BLOCK_MS, math.ceil((self._next_reclaim - time.monotonic()) * 1000)))
 
     def _reclaim_due(self) -> bool:
         """Whether an entry is to be reclaimed; nobody would notice while no events come."""
