@@ -8,7 +8,7 @@ BIN := .venv/bin
 PARALLEL := --numprocesses auto --dist loadfile
 # What must hold on every version of Postgres.
 SQL_TESTS := $(addprefix tests/test_,$(addsuffix .py,session_rules convergence state_machine concurrency security \
-  advisor life_of_data optional_sql))
+  advisor life_of_data optional_sql apply_summary))
 
 .PHONY: help setup demo test test-versions test-long chaos chaos-short lint format bench lock clean
 

@@ -7,6 +7,7 @@
 --   interview_dead_letters            what could not be applied: the event, why, and what became of it
 --   interview_dead_letter_actions     what operators did with dead letters
 --   apply_interview_events            applies a pack of events in one transaction
+--   apply_interview_events_summary    the same, with a short answer: what the workers call
 --   record_dead_interview_events      keeps events that the worker itself found invalid
 --   expire_waiting_interview_events   turns events whose session never started into dead letters
 --   purge_interview_events            removes the ledger of sessions that ended long ago
@@ -240,74 +241,188 @@ begin
 end;
 $$;
 
--- Folds events that stand in the ledger into the rows of their sessions, all in one statement, by the rules of the four
--- RPCs (a test holds both to the same): to call each of them for each session took four times as long. The sessions are
--- locked, and each has a row or a start among the events.
-create or replace function public.fold_interview_events(p_event_ids uuid[])
+-- Of an earlier version: its rules stand in apply_interview_event_pack now.
+drop function if exists public.fold_interview_events(uuid[]);
+
+-- Resolves the open letters of those of these events that are applied.
+create or replace function public.resolve_dead_interview_events(p_event_ids uuid[])
 returns void
 language plpgsql
 security invoker
 set search_path = ''
 as $$
 declare
+  v_letters bigint[];
+begin
+  -- Mostly none is open, and this one look spares a look for each event.
+  if not exists (select from public.interview_dead_letters d where d.status in ('open', 'replayed')) then
+    return;
+  end if;
+
+  v_letters := array(
+    select d.id
+      from unnest(p_event_ids) as i (id)
+     cross join lateral (
+       select d.id, d.session_id, d.type
+         from public.interview_dead_letters d
+        where d.event_id = i.id::text
+          and d.detail <> 'another event with this id is in the ledger'
+          and d.status in ('open', 'replayed')
+       offset 0) d
+     cross join lateral (
+       select
+         from public.interview_events e
+        where e.event_id = i.id
+          and e.applied_at is not null
+          and e.session_id = d.session_id  -- a letter may hold another event that was given the same id
+          and e.type = d.type
+       limit 1) e);
+  if cardinality(v_letters) > 0 then
+    update public.interview_dead_letters d
+       set status = 'resolved', resolved_at = now()
+     where d.id = any (v_letters)
+       and d.status in ('open', 'replayed');
+  end if;
+end;
+$$;
+
+-- Applies a whole pack or raises. The sessions are locked. Answers what was not applied: one {"n", "id", "outcome",
+-- "reason", "detail"} for each such event, in order, n being its place in the pack, from 1.
+--
+-- One statement reads the pack once, and folds what it has just written by the rules of the four RPCs (a test holds both
+-- to the same). "lateral" with "offset 0" or "limit" keeps it to one look by index for each event or session: a plan
+-- that was made while the tables were small would else come to read them whole.
+create or replace function public.apply_interview_event_pack(p_events jsonb)
+returns jsonb
+language plpgsql
+security invoker
+set search_path = ''
+as $$
+declare
+  v_ids uuid[];
+  v_released uuid[];  -- events that waited for a session that is live now
+  v_others jsonb;
+  v_repeats boolean;
   v_sessions integer;
   v_folded integer;
 begin
-  with told as (
-    select e.session_id,
-           array_agg((e.payload ->> 'user_id')::uuid) filter (where e.type = 'interview.started') as users,
-           bool_or(e.type = 'interview.finished') as finished,
-           bool_or(e.type = 'interview.cancelled') as cancelled,
-           max((e.payload ->> 'questions_answered')::integer) as questions_answered,
-           max((e.payload ->> 'duration_minutes')::integer) as duration_minutes,
-           max((e.payload ->> 'total_questions')::integer) as total_questions
-      from public.interview_events e
-     where e.event_id = any (p_event_ids)
-       and e.applied_at is not null  -- the others wait
-     group by e.session_id
+  with pack as materialized (
+    select i.*, row_number() over (partition by i.id order by i.n) > 1 as repeats
+      from rows from (jsonb_to_recordset(p_events)
+             as (id uuid, type text, subject text, "time" timestamptz, data jsonb)) with ordinality
+             as i (id, type, session_id, occurred_at, payload, n)
   ),
-  named as (
-    -- The earliest start gives the names (ties: the smaller id); the ledger knows those applied before.
-    select t.session_id, n.*
-      from told t
+  -- Sessions that have a row, or a start in this pack. Locked, so that nobody deletes one (or its user) before our commit.
+  live as materialized (
+    select p.session_id, s.session_id is not null as there, s.user_id, s.email, s.resume_filename,
+           s.job_description_filename, s.created_at
+      from (select p.session_id, bool_or(p.type = 'interview.started') as starts
+              from pack p
+             group by p.session_id
+             order by p.session_id) p
+      left join lateral (
+        select s.*
+          from public.interview_sessions s
+         where s.session_id = p.session_id
+           for no key update) s on true
+     where p.starts or s.session_id is not null
+  ),
+  known as materialized (
+    select p.*, p.repeats or e.there as duplicate, l.session_id is not null as is_live
+      from pack p
+      left join live l on l.session_id = p.session_id
      cross join lateral (
-       select (e.payload ->> 'user_id')::uuid as user_id,
-              e.payload ->> 'email' as email,
-              e.payload ->> 'resume_filename' as resume_filename,
-              e.payload ->> 'job_description_filename' as job_description_filename,
-              e.occurred_at as created_at
+       select exists (select from public.interview_events e where e.event_id = p.id) as there
+       offset 0) e
+  ),
+  inserted as (
+    insert into public.interview_events (event_id, session_id, type, occurred_at, payload, applied_at)
+    select k.id, k.session_id, k.type, k.occurred_at, k.payload, case when k.is_live then now() end
+      from known k
+     where not k.duplicate
+    returning event_id, session_id, type, occurred_at, payload, applied_at
+  ),
+  waiting as materialized (
+    select w.*
+      from live l
+     cross join lateral (
+       select e.event_id, e.session_id, e.type, e.occurred_at, e.payload
          from public.interview_events e
-        where e.session_id = t.session_id
-          and e.type = 'interview.started'
-        order by e.occurred_at, e.event_id
-        limit 1) n
-     where n.user_id = all (t.users)
+        where e.session_id = l.session_id
+          and e.applied_at is null
+       offset 0) w
+  ),
+  fresh as materialized (
+    select i.event_id, i.session_id, i.type, i.occurred_at, i.payload from inserted i where i.applied_at is not null
     union all
-    select s.session_id, s.user_id, s.email, s.resume_filename, s.job_description_filename, s.created_at
-      from told t
-      join public.interview_sessions s on s.session_id = t.session_id
-     where t.users is null
+    select * from waiting
+  ),
+  told as materialized (
+    select f.session_id,
+           array_agg((f.payload ->> 'user_id')::uuid) filter (where f.type = 'interview.started') as users,
+           bool_or(f.type = 'interview.finished') as finished,
+           bool_or(f.type = 'interview.cancelled') as cancelled,
+           max((f.payload ->> 'questions_answered')::integer) as questions_answered,
+           max((f.payload ->> 'duration_minutes')::integer) as duration_minutes,
+           max((f.payload ->> 'total_questions')::integer) as total_questions
+      from fresh f
+     group by f.session_id
+  ),
+  -- The earliest start gives the names (ties: the smaller id).
+  started as (
+    select distinct on (c.session_id) c.session_id, c.payload, c.occurred_at
+      from (select f.session_id, f.payload, f.occurred_at, f.event_id from fresh f where f.type = 'interview.started'
+            union all
+            select t.session_id, e.payload, e.occurred_at, e.event_id
+              from told t
+              join live l on l.session_id = t.session_id and l.there
+             cross join lateral (
+               select e.payload, e.occurred_at, e.event_id
+                 from public.interview_events e
+                where e.session_id = t.session_id
+                  and e.type = 'interview.started'
+                order by e.occurred_at, e.event_id
+                limit 1) e
+             where t.users is not null) c
+     order by c.session_id, c.occurred_at, c.event_id
+  ),
+  -- The latest finish gives the score (ties: the greater id).
+  finished as (
+    select distinct on (c.session_id) c.session_id, c.payload, c.occurred_at
+      from (select f.session_id, f.payload, f.occurred_at, f.event_id from fresh f where f.type = 'interview.finished'
+            union all
+            select t.session_id, e.payload, e.occurred_at, e.event_id
+              from told t
+              join live l on l.session_id = t.session_id and l.there
+             cross join lateral (
+               select e.payload, e.occurred_at, e.event_id
+                 from public.interview_events e
+                where e.session_id = t.session_id
+                  and e.type = 'interview.finished'
+                order by e.occurred_at desc, e.event_id desc
+                limit 1) e
+             where t.finished) c
+     order by c.session_id, c.occurred_at desc, c.event_id desc
   ),
   folded as (
     insert into public.interview_sessions as s
       (session_id, user_id, email, resume_filename, job_description_filename, created_at, questions_answered,
        duration_minutes, total_questions, interview_status, score, feedback, completed_at)
-    select n.session_id, n.user_id, n.email, n.resume_filename, n.job_description_filename, n.created_at,
+    select t.session_id,
+           case when t.users is null then l.user_id else (n.payload ->> 'user_id')::uuid end,
+           case when t.users is null then l.email else n.payload ->> 'email' end,
+           case when t.users is null then l.resume_filename else n.payload ->> 'resume_filename' end,
+           case when t.users is null then l.job_description_filename else n.payload ->> 'job_description_filename' end,
+           case when t.users is null then l.created_at else n.occurred_at end,
            coalesce(t.questions_answered, 0), coalesce(t.duration_minutes, 0), t.total_questions,
            case when t.finished then 'completed' when t.cancelled then 'cancelled' else 'in_progress' end,
            (f.payload ->> 'score')::numeric, nullif(f.payload -> 'feedback', 'null'), f.occurred_at
       from told t
-      join named n on n.session_id = t.session_id
-      left join lateral (
-        -- The latest finish gives the score (ties: the greater id).
-        select e.payload, e.occurred_at
-          from public.interview_events e
-         where t.finished
-           and e.session_id = t.session_id
-           and e.type = 'interview.finished'
-         order by e.occurred_at desc, e.event_id desc
-         limit 1) f on true
-     order by n.session_id
+      join live l on l.session_id = t.session_id
+      left join started n on n.session_id = t.session_id
+      left join finished f on f.session_id = t.session_id
+     where t.users is null or (n.payload ->> 'user_id')::uuid = all (t.users)
+     order by t.session_id
     on conflict (session_id) do update
       set email = case when excluded.created_at <= s.created_at then excluded.email else s.email end,
           resume_filename = case when excluded.created_at <= s.created_at
@@ -329,108 +444,103 @@ begin
       where s.user_id = excluded.user_id
     returning s.session_id
   )
-  select (select count(*) from told), (select count(*) from folded) into v_sessions, v_folded;
+  select array_agg(k.id), bool_or(k.duplicate), (select array_agg(w.event_id) from waiting w),
+         jsonb_agg(
+           jsonb_build_object('n', k.n, 'id', k.id, 'outcome', case when k.duplicate then 'duplicate' else 'waiting' end,
+                              'reason', null, 'detail', null)
+           order by k.n) filter (where k.duplicate or not k.is_live),
+         (select count(*) from told), (select count(*) from folded)
+    into v_ids, v_repeats, v_released, v_others, v_sessions, v_folded
+    from known k;
 
+  if v_repeats and exists (
+    select
+      from jsonb_to_recordset(p_events) as i (id uuid, type text, subject text, time timestamptz)
+     cross join lateral (
+       select e.session_id, e.type, e.occurred_at
+         from public.interview_events e
+        where e.event_id = i.id
+       offset 0) e
+     where (e.session_id, e.type, e.occurred_at) is distinct from (i.subject, i.type, i.time)
+  ) then
+    raise exception using errcode = 'PT422', message = 'another event with this id is in the ledger';
+  end if;
   if v_folded < v_sessions then
     raise exception using errcode = 'PT409', message = 'the session belongs to another user';
   end if;
+  if v_released is not null then
+    update public.interview_events e
+       set applied_at = now()
+     where e.event_id = any (v_released);
+  end if;
+  perform public.resolve_dead_interview_events(v_released || v_ids);
+  return coalesce(v_others, '[]');
 end;
 $$;
 
--- Resolves the open letters of those of these events that are applied.
-create or replace function public.resolve_dead_interview_events(p_event_ids uuid[])
-returns void
-language sql
-security invoker
-set search_path = ''
-as $$
-  update public.interview_dead_letters d
-     set status = 'resolved', resolved_at = now()
-    from public.interview_events e
-   where e.event_id = any (p_event_ids)
-     and e.applied_at is not null
-     and d.event_id = e.event_id::text
-     and d.session_id = e.session_id  -- a letter may hold another event that was given the same id
-     and d.type = e.type
-     and d.detail <> 'another event with this id is in the ledger'
-     and d.status in ('open', 'replayed');
-$$;
-
--- Applies a whole pack or raises. The sessions are locked. Answers as apply_interview_events does.
-create or replace function public.apply_interview_event_pack(p_events jsonb)
+-- Applies what can be applied, and makes dead letters of the rest: halves a pack on bad data until the guilty event
+-- stands alone. Answers as apply_interview_event_pack does; p_before is how many events of the pack stand before these.
+create or replace function public.apply_or_halve_interview_events(p_events jsonb, p_before integer)
 returns jsonb
 language plpgsql
 security invoker
 set search_path = ''
 as $$
 declare
-  v_ids uuid[];
-  v_subjects text[];
-  v_started text[];
-  v_live text[];      -- sessions that have a row, or a start in this pack
-  v_new uuid[];       -- events the ledger did not know
-  v_released uuid[];  -- events that waited for a session that is live now
+  v_count integer := jsonb_array_length(p_events);
+  v_others jsonb;
+  v_state text;
+  v_constraint text;
+  v_column text;
+  v_message text;
 begin
-  select array_agg(i.id), array_agg(i.subject), array_agg(i.subject) filter (where i.type = 'interview.started')
-    into v_ids, v_subjects, v_started
-    from jsonb_to_recordset(p_events) as i (id uuid, subject text, type text);
+  -- Before the block below, so that a failed attempt does not give the locks back.
+  perform public.lock_interview_sessions(array(select e ->> 'subject' from jsonb_array_elements(p_events) as e));
 
-  -- Locked, so that nobody deletes a session (or its user) between this look and our commit.
-  v_live := array(
-    select s.session_id
-      from public.interview_sessions s
-     where s.session_id in (select unnest(v_subjects))  -- "= any (v_subjects)" comes to read the whole table
-     order by s.session_id
-       for no key update)
-    || v_started;
+  for v_attempt in 1..2 loop
+    begin
+      v_others := public.apply_interview_event_pack(p_events);
+      if p_before > 0 and v_others <> '[]' then
+        v_others := (
+          select jsonb_agg(o || jsonb_build_object('n', (o ->> 'n')::integer + p_before))
+            from jsonb_array_elements(v_others) as o);
+      end if;
+      return v_others;
+    exception
+      when data_exception or integrity_constraint_violation or program_limit_exceeded
+        or sqlstate 'PT409' or sqlstate 'PT422' then
+        get stacked diagnostics
+          v_state = returned_sqlstate, v_constraint = constraint_name, v_column = column_name,
+          v_message = message_text;
+    end;
+    -- Another session's pack brought the same id at the same moment: look again, the ledger has it now.
+    exit when v_constraint is distinct from 'interview_events_pkey';
+  end loop;
 
-  with inserted as (
-    insert into public.interview_events (event_id, session_id, type, occurred_at, payload, applied_at)
-    select i.id, i.subject, i.type, i.time, i.data, case when l.session_id is not null then now() end
-      from jsonb_to_recordset(p_events) as i (id uuid, type text, subject text, time timestamptz, data jsonb)
-      left join (select distinct unnest(v_live) as session_id) l on l.session_id = i.subject
-    on conflict (event_id) do nothing
-    returning event_id
-  )
-  select array_agg(event_id) into v_new from inserted;
-
-  if coalesce(cardinality(v_new), 0) < cardinality(v_ids) and exists (
-    select
-      from jsonb_to_recordset(p_events) as i (id uuid, type text, subject text, time timestamptz)
-      join public.interview_events e on e.event_id = i.id
-     where (e.session_id, e.type, e.occurred_at) is distinct from (i.subject, i.type, i.time)
-  ) then
-    raise exception using errcode = 'PT422', message = 'another event with this id is in the ledger';
+  if v_count > 1 then  -- somebody in here is guilty: halve until it stands alone
+    return public.apply_or_halve_interview_events(
+             jsonb_path_query_array(
+               p_events, '$[0 to $last]', jsonb_build_object('last', v_count / 2 - 1)),
+             p_before)
+        || public.apply_or_halve_interview_events(
+             jsonb_path_query_array(p_events, '$[$first to last]', jsonb_build_object('first', v_count / 2)),
+             p_before + v_count / 2);
   end if;
 
-  with released as (
-    update public.interview_events e
-       set applied_at = now()
-      from unnest(v_live) as l (session_id)
-     where e.session_id = l.session_id
-       and e.applied_at is null
-    returning e.event_id
-  )
-  select array_agg(event_id) into v_released from released;
-
-  perform public.fold_interview_events(v_new || v_released);
-  perform public.resolve_dead_interview_events(v_released || v_ids);
-
-  return (
-    select jsonb_agg(
-             jsonb_build_object(
-               'id', i.id,
-               'outcome', case when n.event_id is null or i.repeat > 1 then 'duplicate'
-                               when l.session_id is null then 'waiting'
-                               else 'applied' end,
-               'reason', null,
-               'detail', null)
-             order by i.n)
-      from (select r.*, row_number() over (partition by r.id order by r.n) as repeat
-              from rows from (jsonb_to_recordset(p_events) as (id uuid, subject text)) with ordinality
-                     as r (id, subject, n)) i
-      left join unnest(v_new) as n (event_id) on n.event_id = i.id
-      left join (select distinct unnest(v_live) as session_id) l on l.session_id = i.subject);
+  v_others := public.record_dead_interview_events(jsonb_build_array(jsonb_build_object(
+    'event', public.received_interview_event(p_events -> 0),
+    'event_id', lower(p_events -> 0 ->> 'id'),
+    'session_id', p_events -> 0 ->> 'subject',
+    'type', p_events -> 0 ->> 'type',
+    'reason', case when v_constraint = 'interview_sessions_user_id_fkey' then 'unknown_user'
+                   when v_state = 'PT409' then 'session_conflict'
+                   else 'rejected' end,
+    -- Postgres' own messages quote values, ours do not.
+    'detail', case when v_constraint = 'interview_sessions_user_id_fkey' then 'no such user in auth.users'
+                   when v_state like 'PT%' then v_message
+                   else concat_ws(', ', 'SQLSTATE ' || v_state, 'constraint ' || nullif(v_constraint, ''),
+                                  'column ' || nullif(v_column, '')) end)));
+  return jsonb_build_array(v_others -> 0 || jsonb_build_object('n', p_before + 1));
 end;
 $$;
 
@@ -449,54 +559,53 @@ set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 as $$
 declare
-  v_count integer := jsonb_array_length(p_events);
-  v_state text;
-  v_constraint text;
-  v_column text;
-  v_message text;
+  v_others jsonb;
 begin
-  if v_count = 0 then
+  if jsonb_array_length(p_events) = 0 then
     return '[]';
   end if;
 
-  -- Before the block below, so that a failed attempt does not give the locks back.
-  perform public.lock_interview_sessions(array(select e ->> 'subject' from jsonb_array_elements(p_events) as e));
+  v_others := public.apply_or_halve_interview_events(p_events, 0);
+  return (
+    select jsonb_agg(
+             coalesce(
+               o.answer - 'n',
+               jsonb_build_object('id', (e.event ->> 'id')::uuid, 'outcome', 'applied', 'reason', null, 'detail', null))
+             order by e.n)
+      from jsonb_array_elements(p_events) with ordinality as e (event, n)
+      left join (select x as answer, (x ->> 'n')::bigint as n from jsonb_array_elements(v_others) as x) o on o.n = e.n);
+end;
+$$;
 
-  begin
-    return public.apply_interview_event_pack(p_events);
-  exception
-    when data_exception or integrity_constraint_violation or program_limit_exceeded
-      or sqlstate 'PT409' or sqlstate 'PT422' then
-      get stacked diagnostics
-        v_state = returned_sqlstate, v_constraint = constraint_name, v_column = column_name,
-        v_message = message_text;
-  end;
-
-  if v_count > 1 then  -- somebody in here is guilty: halve until it stands alone
-    return public.apply_interview_events(jsonb_path_query_array(
-             p_events, '$[0 to $last]', jsonb_build_object('last', v_count / 2 - 1)))
-        || public.apply_interview_events(jsonb_path_query_array(
-             p_events, '$[$first to last]', jsonb_build_object('first', v_count / 2)));
+-- What the workers call: applies events as apply_interview_events does, and answers in short: {"received", "applied",
+-- "others"}, how many events came and how many were applied, and for each of the others what became of it, in order.
+create or replace function public.apply_interview_events_summary(p_events jsonb)
+returns jsonb
+language plpgsql
+security invoker
+set search_path = ''
+set lock_timeout = '5s'  -- these three as for apply_interview_events
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+as $$
+declare
+  v_count integer := jsonb_array_length(p_events);
+  v_others jsonb := '[]';
+begin
+  if v_count > 0 then
+    v_others := public.apply_or_halve_interview_events(p_events, 0);
   end if;
-
-  return public.record_dead_interview_events(jsonb_build_array(jsonb_build_object(
-    'event', public.received_interview_event(p_events -> 0),
-    'event_id', lower(p_events -> 0 ->> 'id'),
-    'session_id', p_events -> 0 ->> 'subject',
-    'type', p_events -> 0 ->> 'type',
-    'reason', case when v_constraint = 'interview_sessions_user_id_fkey' then 'unknown_user'
-                   when v_state = 'PT409' then 'session_conflict'
-                   else 'rejected' end,
-    -- Postgres' own messages quote values, ours do not.
-    'detail', case when v_constraint = 'interview_sessions_user_id_fkey' then 'no such user in auth.users'
-                   when v_state like 'PT%' then v_message
-                   else concat_ws(', ', 'SQLSTATE ' || v_state, 'constraint ' || nullif(v_constraint, ''),
-                                  'column ' || nullif(v_column, '')) end)));
+  return jsonb_build_object(
+    'received', v_count,
+    'applied', v_count - jsonb_array_length(v_others),
+    'others', case when v_others = '[]' then v_others
+                   else (select jsonb_agg(o.answer - 'n' order by o.n)
+                           from jsonb_array_elements(v_others) with ordinality as o (answer, n)) end);
 end;
 $$;
 
 -- For 'interviews doctor': which text of both files was run. A test says what stands here.
-comment on function public.apply_interview_events(jsonb) is 'Applies a pack of events. Version 56581e6d.';
+comment on function public.apply_interview_events(jsonb) is 'Applies a pack of events. Version cf111647.';
 
 -- Turns events that have waited for their session too long into dead letters, reason "orphaned"; those whose
 -- session has a row by now (a person created it) are applied instead. Answers how many became dead letters.
@@ -517,7 +626,6 @@ declare
      order by s.session_id is not null, e.session_id  -- orphans first
      limit 1000);  -- a bounded batch: call again while it answers more than 0
   v_live text[];
-  v_applied uuid[];
   v_letters jsonb;
 begin
   perform public.lock_interview_sessions(v_sessions);
@@ -528,16 +636,15 @@ begin
      where s.session_id = any (v_sessions)
      order by s.session_id
        for no key update);
-  with released as (
-    update public.interview_events e
-       set applied_at = now()
-     where e.session_id = any (v_live)
-       and e.applied_at is null
-    returning e.event_id
-  )
-  select array_agg(event_id) into v_applied from released;
-  perform public.fold_interview_events(v_applied);
-  perform public.resolve_dead_interview_events(v_applied);
+  -- One event of each session is enough: what else waits for it is applied with it.
+  perform public.apply_interview_event_pack((
+    select coalesce(jsonb_agg(jsonb_build_object(
+             'id', w.event_id, 'type', w.type, 'subject', w.session_id, 'time', w.occurred_at, 'data', w.payload)), '[]')
+      from (select distinct on (e.session_id) e.*
+              from public.interview_events e
+             where e.session_id = any (v_live)
+               and e.applied_at is null
+             order by e.session_id) w));
 
   with expired as (
     delete from public.interview_events e
@@ -1061,10 +1168,11 @@ revoke all on function
   public.replace_interview_dead_letter(jsonb, bigint, jsonb),
   public.settle_interview_dead_letters(bigint[]),
   public.lock_interview_sessions(text[]),
-  public.fold_interview_events(uuid[]),
   public.resolve_dead_interview_events(uuid[]),
   public.apply_interview_event_pack(jsonb),
+  public.apply_or_halve_interview_events(jsonb, integer),
   public.apply_interview_events(jsonb),
+  public.apply_interview_events_summary(jsonb),
   public.expire_waiting_interview_events(interval),
   public.purge_interview_events(interval),
   public.get_interview_timeline(text),
@@ -1086,10 +1194,11 @@ grant execute on function
   public.replace_interview_dead_letter(jsonb, bigint, jsonb),
   public.settle_interview_dead_letters(bigint[]),
   public.lock_interview_sessions(text[]),
-  public.fold_interview_events(uuid[]),
   public.resolve_dead_interview_events(uuid[]),
   public.apply_interview_event_pack(jsonb),
+  public.apply_or_halve_interview_events(jsonb, integer),
   public.apply_interview_events(jsonb),
+  public.apply_interview_events_summary(jsonb),
   public.expire_waiting_interview_events(interval),
   public.purge_interview_events(interval),
   public.get_interview_timeline(text),

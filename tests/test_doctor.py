@@ -51,8 +51,9 @@ CLI: Final = r'redis-cli -u "${REDIS_URL/\/://default:}"'
 EXPECTED: Final = frozenset({
     *("settings", "Redis", "Redis version", "Redis mode", "Redis role", "Redis persistence", "Redis eviction"),
     *("Redis memory", "Redis clock", "stream", "consumer group", "Celery queue", "workers", "dead share", "hold"),
-    *("PostgREST pool", "Supabase key", "Supabase", "Supabase clock", "SQL functions", "apply_interview_events"),
-    *("record_dead_interview_events", "get_interview_timeline", "writing tables", "reading tables"),
+    *("PostgREST pool", "Supabase key", "Supabase", "Supabase clock", "SQL functions"),
+    *("apply_interview_events_summary", "record_dead_interview_events", "get_interview_timeline"),
+    *("writing tables", "reading tables"),
 })  # fmt: skip
 
 
@@ -496,13 +497,13 @@ def test_a_latch_that_too_many_dead_letters_closed_is_opened_by_the_remedy(patie
 
 
 def test_a_hold_ends_when_what_the_doctor_finds_is_mended(patient: Patient) -> None:
-    patient.database.connection.execute("drop function public.apply_interview_events(jsonb)")
+    patient.database.connection.execute("drop function public.apply_interview_events_summary(jsonb)")
     with patient.as_environment():
         settings = load_settings()
     hold = Hold(patient.client, settings.model_copy(update={"backoff_seconds": 0.1, "rpc_timeout_seconds": 2.0}))
     supabase = Supabase(settings)
     stopping.resume()
-    task = threading.Thread(target=hold.run, args=(lambda: supabase.apply_events([]),))
+    task = threading.Thread(target=hold.run, args=(lambda: supabase.apply_pack([]),))
     task.start()
     try:
         wait_until(lambda: read_hold(patient.client, hold_key(patient.stream)) is not None, "a hold is in force")
@@ -738,8 +739,8 @@ def test_a_postgrest_that_does_not_describe_itself_is_checked_by_calls(
             "drop function public.record_dead_interview_events(jsonb)",
         ),
         (
-            {"SQL functions", "apply_interview_events"},
-            "revoke execute on function public.apply_interview_events(jsonb) from service_role",
+            {"SQL functions", "apply_interview_events_summary"},
+            "revoke execute on function public.apply_interview_events_summary(jsonb) from service_role",
         ),
         ({"SQL functions"}, "drop function public.cancel_interview(text, text)"),
         (

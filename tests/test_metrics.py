@@ -305,13 +305,13 @@ def test_how_a_call_ends_is_its_status() -> None:
     now = counted(
         "for error in (None, Unavailable('x'), Misconfigured('x', remedy='y'), RefusedCall('x')):",
         "    try:",
-        "        with metrics.timed_rpc('apply_interview_events'):",
+        "        with metrics.timed_rpc('apply_interview_events_summary'):",
         "            if error: raise error",
         "    except (Unavailable, RefusedCall) as raised:",
         "        assert raised is error",
     )
     for status in STATUSES:
-        assert now.told("interview_rpc_seconds_count", rpc="apply_interview_events", status=status) == 1
+        assert now.told("interview_rpc_seconds_count", rpc="apply_interview_events_summary", status=status) == 1
         assert now.told("interview_rpc_seconds_count", rpc="record_dead_interview_events", status=status) == 0
 
 

@@ -297,7 +297,7 @@ def scene(one_worker: Workers, gateway: Gateway, stack: Stack, database: Databas
 
 # ------------------------------------------------------------------------------------------------ what is missing
 
-APPLY, RECORD_DEAD = RPCS = ("apply_interview_events", "record_dead_interview_events")
+APPLY, RECORD_DEAD = RPCS = ("apply_interview_events_summary", "record_dead_interview_events")
 # The second is called only where a pack holds an event that breaks the contract.
 both = pytest.mark.parametrize(("function", "bad"), [(APPLY, 0), (RECORD_DEAD, 1)], ids=RPCS)
 

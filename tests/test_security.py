@@ -89,9 +89,11 @@ get_user_interview_history
     execute                                    yes      nothing  no       yes
 apply_interview_events
     execute                                    no       no       no       yes
+apply_interview_events_summary
+    execute                                    no       no       no       yes
 apply_interview_event_pack
     execute                                    no       no       no       yes
-fold_interview_events
+apply_or_halve_interview_events
     execute                                    no       no       no       yes
 lock_interview_sessions
     execute                                    no       no       no       yes
@@ -338,8 +340,9 @@ def requests(actor: str) -> dict[Key, Request]:
         | on_function("cancel_interview", p_session_id="owned")
         | on_function("get_user_interview_history", p_user_id=OWNER)
         | on_function("apply_interview_events", p_events=[new_event])
-        | on_function("apply_interview_event_pack", p_events=[new_event])
-        | on_function("fold_interview_events", p_event_ids=[ANSWERED])
+        | on_function("apply_interview_events_summary", p_events=[new_event])
+        | on_function("apply_interview_event_pack", p_events=[new_event | {"subject": "not started"}])
+        | on_function("apply_or_halve_interview_events", p_events=[new_event | {"subject": "not started"}], p_before=0)
         | on_function("lock_interview_sessions", p_session_ids=["owned"])
         | on_function("record_dead_interview_events", p_letters=[letter])
         | on_function("resolve_dead_interview_events", p_event_ids=[ANSWERED])

@@ -258,7 +258,7 @@ def test_the_trace_of_a_published_event_goes_on_to_the_rpc_and_tells_nothing_of_
         assert workers.stop(worker) == 0  # which exports what is left
 
     spans = collector.spans()
-    pack, rpc = spans["interview.apply_events"], spans["apply_interview_events"]
+    pack, rpc = spans["interview.apply_events"], spans["apply_interview_events_summary"]
     assert (pack.trace_id.hex(), pack.parent_span_id.hex()) == (trace, parent)
     assert (rpc.trace_id.hex(), rpc.parent_span_id) == (trace, pack.span_id)
     exported = b"".join(collector.received)

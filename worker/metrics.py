@@ -54,7 +54,7 @@ HELP: Final = {
 LAG_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60, 300, 900, 3600, 14400, 86400)
 PACK_EVENTS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 RPC_SECONDS: Final = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
-RPCS: Final = ("apply_interview_events", "record_dead_interview_events")
+RPCS: Final = ("apply_interview_events_summary", "record_dead_interview_events")
 STATUSES: Final = ("ok", "unavailable", "misconfigured", "refused")
 SPACE_BYTES: Final = 1 << 20  # several times what the files of one process take
 

@@ -12,7 +12,7 @@ from worker.logs import get_logger
 from worker.queue.slot import slot_of_process
 from worker.slots import Slot
 
-# A pack makes fewer objects than 20,000, and they go when it is done. What survives is young all the same: search it all.
+# A pack makes fewer objects than 20,000, and they go when it is done. All that survive are young: search them all.
 GC_THRESHOLDS: Final = (20_000, 1, 1)
 
 log = get_logger(__name__)

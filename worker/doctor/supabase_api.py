@@ -142,7 +142,7 @@ def expected_functions() -> dict[str, frozenset[str]]:
 
 def check_calls(database: Database) -> Iterator[Finding]:
     """Call what workers and operators call, with nothing to do, and look at no row of each table."""
-    yield _called("apply_interview_events", lambda: database.apply_events([]))
+    yield _called("apply_interview_events_summary", lambda: database.apply_pack([]))
     yield _called("record_dead_interview_events", lambda: database.record_dead_events([]))
     yield _called("get_interview_timeline", lambda: Sessions(database).timeline(f"doctor {uuid.uuid4()}"))
     yield _called("writing tables", lambda: _apply_empty_pack(database))
@@ -150,7 +150,7 @@ def check_calls(database: Database) -> Iterator[Finding]:
 
 
 def _apply_empty_pack(database: Database) -> None:
-    """Unlike apply_interview_events, this one comes to its statements: Postgres checks the grants on the tables."""
+    """This function runs its statements for an empty pack, too: Postgres checks the grants on the tables."""
     database.call(lambda client: client.rpc("apply_interview_event_pack", {"p_events": []}).execute())
 
 
