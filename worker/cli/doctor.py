@@ -48,7 +48,7 @@ def _tell(console: Console, finding: Finding, *, again: bool) -> None:
     mark = (MARKS if console.encoding.startswith("utf") else MARKS_IN_ASCII)[finding.state]
     line = Table.grid(padding=(0, 1), pad_edge=False)
     line.add_column(width=1)
-    line.add_column(width=NAME_WIDTH)
+    line.add_column(width=NAME_WIDTH, overflow="fold")
     line.add_column(overflow="fold")
     line.add_row(Text(mark, style=STYLES[finding.state]), finding.check, Text(printable(finding.told)))
     console.print(line)
