@@ -14,7 +14,7 @@ from worker.cli.screen import print_json, printable, screen
 from worker.doctor import Finding, State, examine_environment
 
 NEEDS_A_PERSON = 3
-NAME_WIDTH = 28
+NAME_WIDTH = 30
 INDENT = "    "
 STYLES: dict[State, str] = {"ok": "green", "failed": "bold red", "unknown": "bold"}
 MARKS: dict[State, str] = {"ok": "✓", "failed": "✗", "unknown": "?"}
