@@ -214,6 +214,23 @@ def test_a_full_redis_drains_but_for_suspects(
     assert_rows_equal_their_stories(database, events)
 
 
+def test_the_first_worker_ever_drains_a_full_redis(
+    workers: Workers, database: Database, user: uuid.UUID, rng: random.Random
+) -> None:
+    """Nobody relieves it, and its limit stays: neither a group nor a message can be put in at first."""
+    events = crowd(user, rng, events=1_000)
+    workers.stream.add(encoded(events))
+    try:
+        workers.client.config_set("maxmemory", 1)
+        with workers.running() as worker:
+            workers.wait_until_empty()
+            assert workers.stop(worker) == 0
+    finally:
+        workers.client.config_set("maxmemory", 0)
+    assert len(workers.logged("dispatcher.redis_full")) == 1
+    assert_rows_equal_their_stories(database, events)
+
+
 def test_claims_are_refreshed_when_a_quarter_of_the_reclaim_time_is_over(workers: Workers) -> None:
     workers.stream.add([b"1", b"2"])
     workers.stream.wait_for_undelivered(block_ms=0)

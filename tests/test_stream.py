@@ -183,6 +183,20 @@ def test_a_full_redis_gives_events_out_and_lets_them_go(workers: Workers, stream
     assert workers.client.get("not counted") is None
 
 
+@pytest.mark.usefixtures("full_redis")
+def test_a_full_redis_without_a_group_gives_events_out_and_lets_them_go(workers: Workers) -> None:
+    """The first worker ever starts when Redis is full already."""
+    workers.stream.add([b"1", b"2", b"3"])
+    workers.client.config_set("maxmemory", 1)
+    entries, full = workers.stream.claim("a", 2, block_ms=1)
+    assert ([entry.event for entry in entries], full) == ([b"1", b"2"], False)
+    workers.stream.acknowledge([entry.id for entry in entries])
+    assert [entry.event for entry in workers.stream.claim("a", 2, block_ms=1).entries] == [b"3"]
+    workers.client.config_set("maxmemory", 0)
+    assert [entry.event for entry in workers.stream.claim("a", 2, block_ms=1).entries] == [b"3"]  # claimed now
+    assert workers.stream.state().pending == 1
+
+
 def test_an_entry_deleted_by_hand_is_no_more_handed_out(workers: Workers, stream: EventStream) -> None:
     ids = stream.add([b"1", b"2"])
     claim(stream, "a", 2)

@@ -192,11 +192,13 @@ class Database:
 
     def _post(self, rpc: str, parameters: dict[str, Any], before_request: Callable[[], None]) -> Any:
         """Call an RPC, and read its answer."""
-        # Written and read by pydantic's JSON: client.rpc() would take twice the CPU time for a pack.
+        # Written and read by pydantic's JSON: client.rpc() would take twice the CPU time for a pack. And PostgREST hands
+        # the body on as it is, without reading it, where `columns` names what is in it: a quarter of its CPU time.
+        path = f"/rpc/{rpc}?columns={','.join(parameters)}"
         body = to_json(parameters, exclude_none=True)
         before_request()
         try:
-            response = self._call_despite_deadlocks(lambda client: _request(client, "POST", f"/rpc/{rpc}", body))
+            response = self._call_despite_deadlocks(lambda client: _request(client, "POST", path, body))
         finally:
             if len(body) > LARGE_BODY_BYTES:
                 gc.collect()  # httpx leaves its requests in cycles, with their bodies

@@ -21,7 +21,7 @@ from worker.settings import StreamSettings
 GROUP: Final = "workers"
 SOCKET_TIMEOUT_SECONDS: Final = 20.0  # longer than any blocking read
 PAGE: Final = 1000  # entries of which no event is read, in one command
-SLICE: Final = 32  # entries whose events are read in one command: anyone can add events of megabytes
+SLICE: Final = 48  # entries whose events are read in one command: anyone can add events of megabytes
 PACK_BYTES: Final = 4 << 20  # of a pack's events; 500 of the largest would be 125 MiB in one RPC
 FORGET_ATTEMPTS_SECONDS: Final = 7 * 86_400  # of an entry that somebody deleted by hand meanwhile
 
@@ -148,7 +148,24 @@ class EventStream:
     # ------------------------------------------------------------------------------------------------ claiming
 
     def claim(self, consumer: str, count: int, *, block_ms: int) -> Claimed:
-        """Claim new entries, waiting `block_ms` (at least 1) for the first; not many more than PACK_BYTES of them."""
+        """Claim new entries, waiting `block_ms` (at least 1) for the first; not many more than PACK_BYTES of them.
+
+        Where there is no group yet, it is created. A full Redis refuses that: then a slice is given out without a claim,
+        to make room. Others may be given it as well, which is harmless.
+        """
+        try:
+            return self._claim(consumer, count, block_ms)
+        except redis.ResponseError as error:
+            if not _no_group(error):
+                raise
+        try:
+            self._create_group()  # the first worker ever, or the group went with a flush
+        except redis.exceptions.OutOfMemoryError:
+            oldest = self._redis.xrange(self.key, count=min(SLICE, count))
+            return Claimed([Entry(entry_id.decode(), raw_event(fields)) for entry_id, fields in oldest], full=False)
+        return self._claim(consumer, count, block_ms)
+
+    def _claim(self, consumer: str, count: int, block_ms: int) -> Claimed:
         entries: list[Entry] = []
         size = 0
         while len(entries) < count and size < PACK_BYTES:
@@ -161,13 +178,7 @@ class EventStream:
         return Claimed(entries, full=True)
 
     def _read_new(self, consumer: str, count: int, block_ms: int | None) -> list[Entry]:
-        try:
-            found = self._redis.xreadgroup(GROUP, consumer, {self.key: ">"}, count=count, block=block_ms)
-        except redis.ResponseError as error:
-            if not _no_group(error):
-                raise
-            self._create_group()  # the first worker ever, or the group went with a flush
-            return self._read_new(consumer, count, block_ms)
+        found = self._redis.xreadgroup(GROUP, consumer, {self.key: ">"}, count=count, block=block_ms)
         if not found:
             return []
         (entries,) = found.values() if isinstance(found, dict) else (entries for _, entries in found)

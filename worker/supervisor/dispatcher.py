@@ -76,6 +76,9 @@ class Dispatcher:
         while not stopping.stopping():
             try:
                 self.step()
+            except redis.exceptions.OutOfMemoryError:
+                self._drain_here()  # Redis is too full even for the consumer group
+                continue
             except QUEUE_AWAY as error:
                 self.activity, self.undelivered_since = "redis away", None
                 if not failures:
