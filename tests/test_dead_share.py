@@ -101,7 +101,7 @@ def test_after_a_bad_deploy_the_stream_waits_until_a_person_resumes(
     database.connection.execute("truncate public.interview_dead_letters")
     events = crowd(user, rng, events=500)
     bad = [json.dumps(event("paused", f"session_{n}")).encode() for n in range(5_000)]
-    with workers.running() as worker:
+    with workers.running(INTERVIEW_PACK_SIZE="500") as worker:
         workers.stream.add(bad)
         wait_until(lambda: workers.hold() is not None, "the workers hold")
         hold = workers.hold()

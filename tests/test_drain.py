@@ -66,7 +66,7 @@ def make_idle(workers: Workers, entry: Entry) -> None:
 def test_a_drain_applies_what_is_there_and_ends(
     workers: Workers, database: Database, user: uuid.UUID, drain: Drain
 ) -> None:
-    events = crowd(user, random.Random(1), events=1_500)
+    events = crowd(user, random.Random(1), events=2_500)
     workers.stream.add(encoded(events))
     workers.stream.wait_for_undelivered(block_ms=0)
     drain.run()

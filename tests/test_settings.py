@@ -174,7 +174,7 @@ def test_settings_do_not_change(environment: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(ValidationError):
         settings.pack_size = 1  # type: ignore[misc]  # misuse is the point
-    assert settings.pack_size == 500
+    assert settings.pack_size == 1000
 
 
 # ----------------------------------------------------------------------------------------------- as an operator sees

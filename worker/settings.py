@@ -80,7 +80,7 @@ class Settings(StreamSettings):
     )
     supabase_rest_url: HttpUrl | None = Field(default=None, validation_alias="SUPABASE_REST_URL")
 
-    pack_size: int = Field(default=500, ge=1, le=1000)  # events at most in one Celery message and one RPC
+    pack_size: int = Field(default=1000, ge=1, le=1000)  # events at most in one RPC
     pool: Literal["prefork", "threads"] = "prefork"  # Celery's pool
     concurrency: int = Field(default=3, ge=1, le=64)  # packs applied at once by one worker
 

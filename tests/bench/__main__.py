@@ -36,11 +36,11 @@ NAIVE: Final = {
 }
 DRAMATIQ: Final = "naive dramatiq, 2 processes of 4 threads"
 CHOICES: Final[dict[str, dict[str, str]]] = {
-    "as it comes: prefork, 3 packs at once, 500 events each": {},
+    "as it comes: prefork, 3 packs at once, 1,000 events each": {},
     "2 packs at once": {"INTERVIEW_CONCURRENCY": "2"},
     "4 packs at once": {"INTERVIEW_CONCURRENCY": "4"},
     "200 events each": {"INTERVIEW_PACK_SIZE": "200"},
-    "1,000 events each": {"INTERVIEW_PACK_SIZE": "1000"},
+    "500 events each": {"INTERVIEW_PACK_SIZE": "500"},
     "threads": {"INTERVIEW_POOL": "threads"},
 }
 LATENCY_RATES: Final = (1, 100, 1000)  # events per second

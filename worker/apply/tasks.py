@@ -47,10 +47,11 @@ def purge() -> None:
 
 @worker_process_init.connect
 def _begin_process(**_: Any) -> None:
-    """A process of the pool begins: its slot is idle, whatever the process before it did."""
+    """A process of the pool begins: its slot is idle, whatever the process before it did, and its clients are made."""
     number = slot_of_process()
     if number is not None:
         Slot(number)
+    _ = process_context().database.client  # not by the first event, which would wait for it
     gc.freeze()  # what was loaded stays, and need not be searched for garbage
     gc.set_threshold(*GC_THRESHOLDS)
 
