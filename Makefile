@@ -10,7 +10,7 @@ PARALLEL := --numprocesses auto --dist loadfile
 SQL_TESTS := $(addprefix tests/test_,$(addsuffix .py,session_rules convergence state_machine concurrency security \
   advisor life_of_data optional_sql apply_summary))
 
-.PHONY: help setup demo test test-versions test-long chaos chaos-short lint format bench lock clean
+.PHONY: help setup demo test test-versions test-long chaos chaos-short chaos-stops lint format bench lock clean
 
 help:  ## What there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,9 @@ chaos: setup  ## Faults under load, 200 kills among them, and what they cost
 
 chaos-short: setup  ## Each fault at least once, in a minute or two
 	$(BIN)/python -m tests.chaos --kills 10 --faults 20
+
+chaos-stops: setup  ## 120 SIGTERMs under load, and 20 worker starts in one outage
+	$(BIN)/python -m tests.chaos.stops
 
 lint: setup  ## ruff, mypy --strict, and the imports' direction
 	$(BIN)/ruff check

@@ -192,8 +192,8 @@ class Database:
 
     def _post(self, rpc: str, parameters: dict[str, Any], before_request: Callable[[], None]) -> Any:
         """Call an RPC, and read its answer."""
-        # Written and read by pydantic's JSON: client.rpc() would take twice the CPU time for a pack. And PostgREST hands
-        # the body on as it is, without reading it, where `columns` names what is in it: a quarter of its CPU time.
+        # Written and read by pydantic's JSON: client.rpc() would take twice the CPU time for a pack. Where `columns`
+        # names what the body holds, PostgREST passes it on without reading it, and takes a quarter of the CPU time.
         path = f"/rpc/{rpc}?columns={','.join(parameters)}"
         body = to_json(parameters, exclude_none=True)
         before_request()

@@ -150,8 +150,8 @@ class EventStream:
     def claim(self, consumer: str, count: int, *, block_ms: int) -> Claimed:
         """Claim new entries, waiting `block_ms` (at least 1) for the first; not many more than PACK_BYTES of them.
 
-        Where there is no group yet, it is created. A full Redis refuses that: then a slice is given out without a claim,
-        to make room. Others may be given it as well, which is harmless.
+        Where there is no group yet, it is created. A full Redis refuses that: then a slice is given out without a
+        claim, to make room. Others may be given it as well, which is harmless.
         """
         try:
             return self._claim(consumer, count, block_ms)

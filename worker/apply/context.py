@@ -36,6 +36,10 @@ class Context:
         applier = Applier(self.database, hold, self._dead_share)
         return Drain(self.settings, self.redis, applier, hold, self._dead_share, slot)
 
+    def warm_up(self) -> None:
+        """Make the client of Supabase now, which takes a moment, and not at the first event."""
+        _ = self.database.client
+
     def close(self) -> None:
         """Give the connections back."""
         self.redis.close()

@@ -51,7 +51,7 @@ def _begin_process(**_: Any) -> None:
     number = slot_of_process()
     if number is not None:
         Slot(number)
-    _ = process_context().database.client  # not by the first event, which would wait for it
+    process_context().warm_up()
     gc.freeze()  # what was loaded stays, and need not be searched for garbage
     gc.set_threshold(*GC_THRESHOLDS)
 

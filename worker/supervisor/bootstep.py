@@ -110,5 +110,5 @@ def _own_drain(settings: Settings) -> Drain:
     one could wait for that thread's locks for ever.
     """
     context = Context(settings)
-    _ = context.database.client
+    context.warm_up()
     return context.drain(slots.DISPATCHER)
