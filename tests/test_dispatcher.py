@@ -514,9 +514,9 @@ class Clock:
         self.now = 1000.0
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now))
         stream = scene.dispatcher._stream
-        wait_for_undelivered: Callable[..., bool] = stream.wait_for_undelivered
+        wait_for_undelivered: Callable[..., bytes | None] = stream.wait_for_undelivered
 
-        def wait(*, block_ms: int) -> bool:
+        def wait(*, block_ms: int) -> bytes | None:
             found = wait_for_undelivered(block_ms=1)
             self.now += 0.0 if found else block_ms / 1000
             return found

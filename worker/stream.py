@@ -108,10 +108,17 @@ class EventStream:
 
     # ------------------------------------------------------------------------------------- what there is to do
 
-    def wait_for_undelivered(self, *, block_ms: int) -> bool:
-        """Wait until an entry is there that no consumer was given; return whether one is. 0: do not wait."""
+    def wait_for_undelivered(self, *, block_ms: int) -> bytes | None:
+        """Wait until an entry is there that no consumer was given, and return its id; None where none is.
+
+        `block_ms` 0: do not wait.
+        """
         found = self._redis.xread({self.key: self._last_delivered_id()}, count=1, block=block_ms or None)
-        return bool(found)
+        if not found:
+            return None
+        (entries,) = found.values() if isinstance(found, dict) else (entries for _, entries in found)
+        ((entry_id, _),) = _flat(entries)
+        return entry_id
 
     def _last_delivered_id(self) -> bytes:
         try:
@@ -126,6 +133,10 @@ class EventStream:
                 return last
         self._create_group()
         return b"0-0"
+
+    def is_delivered(self, entry_id: bytes) -> bool:
+        """Whether a consumer was given this entry, or a later one."""
+        return _ordered(entry_id) <= _ordered(self._last_delivered_id())
 
     def _create_group(self) -> None:
         """Create the group, from the first entry on; harmless where it exists."""
@@ -345,6 +356,11 @@ def _readable(value: bytes) -> str:
 def _flat(found: Any) -> Iterable[tuple[bytes, dict[bytes, bytes]]]:
     """A stream's entries; in RESP3's answer they are wrapped in one more list."""
     return found[0] if found and isinstance(found[0], list) else found
+
+
+def _ordered(entry_id: bytes) -> tuple[int, ...]:
+    """An entry id as it is compared: milliseconds and a number."""
+    return tuple(int(part) for part in entry_id.split(b"-"))
 
 
 def _no_group(error: redis.ResponseError) -> bool:

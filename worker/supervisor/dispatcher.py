@@ -26,6 +26,8 @@ BLOCK_MS: Final = 16_000  # longest wait for an event: shorter than the client's
 POLL_SECONDS: Final = 0.005  # between two looks at busy slots
 HOLD_SECONDS: Final = 0.5  # between two looks at a hold
 TURN_MS: Final = 50  # so long other idle workers leave it to the one that sends first
+MAX_PAUSE_SECONDS: Final = 2.0  # of a dispatcher that was never needed, the last times that an event woke it
+RESEND_SECONDS: Final = 1.0  # events undelivered for longer are sent for, whosever turn it is
 ANSWER_SECONDS: Final = 0.25  # longest wait for a slot to begin, after a message
 PROGRESS_SECONDS: Final = 5.0  # busy slots that have begun nothing for so long are looked at
 
@@ -66,6 +68,7 @@ class Dispatcher:
         self._reclaim_ms = int(settings.reclaim_seconds * 1000)
         self._reclaim_every = settings.reclaim_seconds / 4
         self._next_reclaim = 0.0
+        self._needless = 0  # events in a row that woke this dispatcher needlessly
         self.activity: Activity = "running"
         self.turned = time.monotonic()
         self.undelivered_since: float | None = None
@@ -101,11 +104,12 @@ class Dispatcher:
         elif self._reclaim_due():
             slots.ask_to_reclaim()
             self._dispatch()
-        elif self._stream.wait_for_undelivered(block_ms=self._block_ms()):
+        elif (entry_id := self._stream.wait_for_undelivered(block_ms=self._block_ms())) is not None:
             self.undelivered_since = self.undelivered_since or time.monotonic()
-            self._dispatch()
+            self._dispatch(entry_id)
         else:
             self.activity, self.undelivered_since = "running", None
+            self._needless = 0
 
     def _watch_busy_slots(self) -> None:
         busy = slots.busy()
@@ -115,7 +119,7 @@ class Dispatcher:
         self.activity = "holding" if slots.holding() else "running"
         if self.turned - slots.stepped_at() < PROGRESS_SECONDS or slots.holding():
             self.undelivered_since = None
-        elif self.undelivered_since is None and self._stream.wait_for_undelivered(block_ms=0):
+        elif self.undelivered_since is None and self._stream.wait_for_undelivered(block_ms=0) is not None:
             self.undelivered_since = self.turned
         stopping.wait(POLL_SECONDS)
 
@@ -130,20 +134,28 @@ class Dispatcher:
         self._next_reclaim = time.monotonic() + self._reclaim_every
         return bool(self._stream.idle(idle_ms=self._reclaim_ms, count=1))
 
-    def _dispatch(self, *, another: bool = False) -> None:
+    def _dispatch(self, entry_id: bytes | None = None, *, another: bool = False) -> None:
         """Send a message, unless a hold is in force or one waits already; `another`: for one more slot of this worker.
 
-        An event wakes all idle workers: the first to get its turn sends the message, and the others look again.
+        An event (`entry_id`) wakes all idle workers. The first to get its turn sends the message, unless a slot that
+        was waiting for more has claimed the event. The others are not needed, and pause, longer and longer.
         """
-        held, waiting, turn = self._look(another=another)
+        if entry_id is not None and self._stream.is_delivered(entry_id):
+            self.undelivered_since = None
+            self._pause()
+            return
+        held, waiting, turn = self._look(another=another or self._is_overdue())
         if stopping.stopping():
             return
         if held:
             self.activity, self.undelivered_since = "holding", None
             stopping.wait(HOLD_SECONDS)
+        elif waiting and another:
+            stopping.wait(TURN_MS / 1000)
         elif waiting or not turn:
-            stopping.wait(random.uniform(0.5, 1.5) * TURN_MS / 1000)  # noqa: S311 - jitter, not a secret
+            self._pause()
         else:
+            self._needless = 0
             busy = slots.busy()
             try:
                 self._send()
@@ -152,6 +164,16 @@ class Dispatcher:
             else:
                 self.activity = "running"
                 self._wait_for_more_than(busy)
+
+    def _pause(self) -> None:
+        """Wait before the next look: an event woke this dispatcher, and it was not needed."""
+        seconds = min(MAX_PAUSE_SECONDS, TURN_MS / 1000 * 2**self._needless)
+        self._needless = min(self._needless + 1, 10)
+        stopping.wait(random.uniform(0.5, 1.0) * seconds)  # noqa: S311 - jitter, not a secret
+
+    def _is_overdue(self) -> bool:
+        since = self.undelivered_since
+        return since is not None and time.monotonic() - since > RESEND_SECONDS
 
     def _look(self, *, another: bool) -> tuple[bool, bool, bool]:
         """Whether a hold is in force, whether a message waits on the queue, and whether it is our turn to send."""
