@@ -512,6 +512,7 @@ class Clock:
 
     def __init__(self, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
+        monkeypatch.setattr(module, "BLOCK_MS", 16_000)
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now))
         stream = scene.dispatcher._stream
         wait_for_undelivered: Callable[..., bytes | None] = stream.wait_for_undelivered

@@ -49,5 +49,5 @@ class WorkerStates:
         return {name: state for name, state in self._all().items() if time.time() - state.told_at < SILENT_SECONDS}
 
     def _all(self) -> dict[str, WorkerState]:
-        told = self._redis.hgetall(self._key)
-        return {worker.decode(): WorkerState.model_validate_json(raw) for worker, raw in told.items()}
+        records = self._redis.hgetall(self._key)
+        return {worker.decode(): WorkerState.model_validate_json(raw) for worker, raw in records.items()}

@@ -1,6 +1,6 @@
 """`make chaos`: faults under load, and a table of what they cost.
 
-python -m tests.chaos [--faults 400] [--kills 200] [--seed 1] [--rate 150]
+python -m tests.chaos [--faults 200] [--kills 200] [--seed 1] [--rate 150]
 """
 
 import random

@@ -198,11 +198,13 @@ class Theatre:
         client = self.redis()
         self.memory_limit = self.memory_limit or client.info("memory")["used_memory"] + FILL_BYTES
         self.set_memory_limit()
-        with suppress(redis.exceptions.OutOfMemoryError):
+        with suppress(redis.exceptions.OutOfMemoryError, redis.exceptions.ExecAbortError):
             while True:
                 seed = self.rng.getrandbits(64)
-                for raw in encoded(session_events(self.user, seed)):
-                    client.xadd("interview:events", {FIELD: raw})
+                with client.pipeline(transaction=True) as whole_session_or_nothing:
+                    for raw in encoded(session_events(self.user, seed)):
+                        whole_session_or_nothing.xadd("interview:events", {FIELD: raw})
+                    whole_session_or_nothing.execute()
                 self.sessions.append(seed)
 
     def set_memory_limit(self) -> None:

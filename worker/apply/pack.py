@@ -54,7 +54,7 @@ class Pack:
         due = age_ms >= due_ms
         if not due and self._held == held:
             return
-        min_idle_ms = due_ms // 2 if due else 0  # 0: fresh claims that a hold, begun just now, makes uncounted ones
+        min_idle_ms = due_ms // 2 if due else 0  # 0: only `held` has changed; the claims are fresh
         try:
             own = self._stream.refresh(self._consumer, self.entries, min_idle_ms=min_idle_ms, held=held)
         except redis.RedisError as error:

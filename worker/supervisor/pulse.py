@@ -43,8 +43,10 @@ class Pulse:
 
     def run(self) -> None:
         """Look until the worker stops."""
-        with suppress(redis.RedisError):  # then the next worker does
+        try:
             self._states.forget_the_silent()
+        except Exception:
+            log.exception("pulse.failed")  # the next worker to start forgets them
         while not stopping.stopping():
             try:
                 self.check()
