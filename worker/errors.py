@@ -8,8 +8,8 @@ WorkerError
 ├── PackGivenBack         the worker stops, or held for too long: leave the pack to the next worker
 └── RedisFull             drain the stream without Celery's queue, until there is room
 
-worker.database translates what HTTP answers, and worker.queue a full Redis; the cause is kept. Other errors of Redis pass
-as redis.RedisError: the dispatcher and the drain log them and go on.
+worker.database translates what HTTP answers, and worker.queue a full Redis; the cause is kept. Other errors of Redis
+pass as redis.RedisError: the dispatcher and the drain log them and go on.
 Any other exception ends the task; its entries stay claimed and come again.
 """
 
