@@ -3,10 +3,10 @@
 import json
 import os
 import random
-import signal
 import threading
 import uuid
 
+import psutil
 import pytest
 
 from tests.database import Database, event
@@ -66,13 +66,16 @@ def test_a_worker_killed_again_and_again_loses_nothing(
 
     publisher = threading.Thread(target=publish)
     publisher.start()
+    left_claimed = []
     for _ in range(kills):
         with workers.running() as worker:
             wait_for_progress(workers, database)
-            worker.send_signal(signal.SIGKILL)
+            for process in [*psutil.Process(worker.pid).children(), worker]:  # at one moment, as when a machine dies
+                process.kill()
             worker.wait()
+        left_claimed.append(workers.stream.state().pending)
     publisher.join()
-    assert workers.stream.state().pending > 0  # the kills hit work under way
+    assert max(left_claimed) > 0  # the kills hit work under way
 
     with workers.running() as worker:
         workers.wait_until_empty()
