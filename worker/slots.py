@@ -1,4 +1,4 @@
-"""What a worker's slots do, in memory that its processes share.
+"""The state of each slot of a worker, in memory that its processes share.
 
 A slot is a process of the pool, or a thread of a pool of threads, and drains the stream in one task at a time. Each
 slot writes its own row; the dispatcher and the pulse, in the main process, read them all. A lock is not needed, as each
@@ -19,7 +19,7 @@ from typing import Final
 ROWS: Final = 1024
 DISPATCHER: Final = ROWS - 1  # the slot of the main process, for a full Redis
 _PID, _STATE, _STEPPED_AT, _PACKS, _WIDTH = range(5)
-_FULL, _RECLAIM, _FLAGS = range(3)  # behind the rows
+_FULL, _RECLAIM, _FLAGS = range(3)  # flags, stored after the rows
 
 _memory = memoryview(mmap.mmap(-1, 8 * (ROWS * _WIDTH + _FLAGS))).cast("d")
 _all_rows = [_memory[first : first + _WIDTH] for first in range(0, ROWS * _WIDTH, _WIDTH)]
@@ -28,7 +28,7 @@ _worker_id = ""
 
 
 class State(IntEnum):
-    """What a slot does. WAITING: for more events, all else being done."""
+    """What a slot does. WAITING: for new events."""
 
     IDLE = 0
     WAITING = 1

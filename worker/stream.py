@@ -114,11 +114,7 @@ class EventStream:
         `block_ms` 0: do not wait.
         """
         found = self._redis.xread({self.key: self._last_delivered_id()}, count=1, block=block_ms or None)
-        if not found:
-            return None
-        (entries,) = found.values() if isinstance(found, dict) else (entries for _, entries in found)
-        ((entry_id, _),) = _flat(entries)
-        return entry_id
+        return next((entry_id for entry_id, _ in _read(found)), None)
 
     def _last_delivered_id(self) -> bytes:
         try:
@@ -147,7 +143,7 @@ class EventStream:
                 raise
 
     def idle(self, *, idle_ms: int, count: int) -> list[IdleEntry]:
-        """Claimed entries that their consumers have left idle for so long, the oldest first; claims nothing."""
+        """Claimed entries that have been idle for at least `idle_ms`, the oldest first; claims nothing."""
         try:
             pending = self._redis.xpending_range(self.key, GROUP, min="-", max="+", count=count, idle=idle_ms)
         except redis.ResponseError as error:
@@ -173,7 +169,7 @@ class EventStream:
             self._create_group()  # the first worker ever, or the group went with a flush
         except redis.exceptions.OutOfMemoryError:
             oldest = self._redis.xrange(self.key, count=min(SLICE, count))
-            return Claimed([Entry(entry_id.decode(), raw_event(fields)) for entry_id, fields in oldest], full=False)
+            return Claimed([_entry(*each) for each in oldest], full=False)
         return self._claim(consumer, count, block_ms)
 
     def _claim(self, consumer: str, count: int, block_ms: int) -> Claimed:
@@ -190,13 +186,10 @@ class EventStream:
 
     def _read_new(self, consumer: str, count: int, block_ms: int | None) -> list[Entry]:
         found = self._redis.xreadgroup(GROUP, consumer, {self.key: ">"}, count=count, block=block_ms)
-        if not found:
-            return []
-        (entries,) = found.values() if isinstance(found, dict) else (entries for _, entries in found)
-        return [Entry(entry_id.decode(), raw_event(fields)) for entry_id, fields in _flat(entries)]
+        return [_entry(*each) for each in _read(found)]
 
     def reclaim(self, consumer: str, idle: Sequence[IdleEntry], *, idle_ms: int) -> Claimed:
-        """Claim those of these that are still idle; not many more than PACK_BYTES of them. Counts a delivery each."""
+        """Claim the given entries that are still idle; not many more than PACK_BYTES. Counts a delivery of each."""
         entries: list[Entry] = []
         size = 0
         for start in range(0, len(idle), SLICE):
@@ -356,9 +349,14 @@ def _readable(value: bytes) -> str:
     return value.decode(errors="backslashreplace")
 
 
-def _flat(found: Any) -> Iterable[tuple[bytes, dict[bytes, bytes]]]:
-    """A stream's entries; in RESP3's answer they are wrapped in one more list."""
-    return found[0] if found and isinstance(found[0], list) else found
+def _entry(entry_id: bytes, fields: Mapping[bytes, bytes]) -> Entry:
+    return Entry(entry_id.decode(), raw_event(fields))
+
+
+def _read(reply: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    """The entries in a reply about one stream: a dict in RESP3, with one more list around them, else pairs."""
+    streams = reply.values() if isinstance(reply, dict) else [entries for _, entries in reply or []]
+    return [each for entries in streams for each in (entries[0] if isinstance(entries[0], list) else entries)]
 
 
 def _ordered(entry_id: bytes) -> tuple[int, ...]:

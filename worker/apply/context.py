@@ -48,7 +48,7 @@ class Context:
 
 @cache
 def process_context() -> Context:
-    """This process's context, made by its first task: after the fork."""
+    """This process's context, made once, after the fork."""
     settings = load_settings()
     tracing.set_up(settings.stream)
     return Context(settings)

@@ -16,16 +16,16 @@ from worker.settings import Settings
 from worker.slots import Slot, State
 from worker.stream import Entry, EventStream, IdleEntry
 
-DRAIN_SECONDS: Final = 5.0  # then the slot is free for other tasks, and the dispatcher sends for the rest
-LINGER_MS: Final = 1000  # a wait for more events: a steady trickle needs no message
-SUSPECT_DELIVERIES: Final = 3  # an entry delivered more often is applied alone
-FORGET_FACTOR: Final = 10  # reclaim times after which the name of a consumer that ended is forgotten
+DRAIN_SECONDS: Final = 5.0  # then the slot is free for other tasks; the dispatcher sends another message
+LINGER_MS: Final = 1000  # wait this long for more events before ending: a steady trickle needs no message
+SUSPECT_DELIVERIES: Final = 3  # after this many deliveries an entry is applied alone
+FORGET_FACTOR: Final = 10  # x the reclaim time: consumers idle for longer are deleted
 
 log = get_logger(__name__)
 
 
 class Drain:
-    """One consumer's way through the stream. One per slot; `slot` says what it does."""
+    """Claims and applies events for one slot."""
 
     def __init__(
         self,

@@ -9,16 +9,18 @@ from celery.signals import worker_process_init, worker_process_shutdown
 from worker import tracing
 from worker.apply.context import process_context, slot_drain
 from worker.logs import get_logger
+from worker.queue.messages import TASK
 from worker.queue.slot import slot_of_process
 from worker.slots import Slot
 
-# A pack makes fewer objects than 20,000, and they go when it is done. All that survive are young: search them all.
+# A pack allocates some thousands of objects and frees them at its end, so few collections run within one. What was
+# loaded is frozen, so each collection may search all that is left: it is little.
 GC_THRESHOLDS: Final = (20_000, 1, 1)
 
 log = get_logger(__name__)
 
 
-@shared_task(name="interview.apply_events")
+@shared_task(name=TASK)
 def apply_events(*args: object, **kwargs: object) -> None:
     """Claim, apply and acknowledge events until the stream is empty, or for some seconds."""
     if args or kwargs:

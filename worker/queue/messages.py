@@ -19,7 +19,7 @@ _ARGUMENTS = TypeAdapter(tuple[list[JsonValue], dict[str, JsonValue], JsonValue]
 
 
 class Part(BaseModel):
-    """Of a message; what a worker does not read is not looked at."""
+    """A part of a message. Fields that a worker does not read are not checked."""
 
     model_config = ConfigDict(strict=True)
 

@@ -28,7 +28,7 @@ log = get_logger(__name__)
 
 
 class Supervisor(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no types
-    """Starts with the pool and stops before it, so that the pool drains after the last message was sent."""
+    """Starts after the pool and stops before it: no message is sent while the pool finishes its tasks."""
 
     requires = ("celery.worker.components:Pool",)
 
@@ -61,11 +61,11 @@ class Supervisor(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships
         log.info("worker.started", worker=slots.worker_id(), stream=self._settings.stream)
 
     def stop(self, worker: Any) -> None:
-        """Claim no more, and wait for the threads; the pool drains after us."""
+        """Stop claiming, and join the threads; the pool stops after this."""
         stopping.stop()
         if not self._threads:
             return
-        with suppress(redis.RedisError):  # then they wake by themselves
+        with suppress(redis.RedisError):  # then their blocking reads time out
             stopping.wake(self._redis, slots.worker_id())
         if self._endpoint is not None:
             self._endpoint.close()

@@ -1,4 +1,4 @@
-"""The dispatcher: says on Celery's queue that there is work, when there is some and no slot of this worker is at it.
+"""The dispatcher: sends a message to Celery's queue when events wait and no slot of this worker is busy.
 
 One thread in every worker's main process. It claims nothing and remembers nothing: a message that is lost is sent
 again, and a spare one finds an empty stream. Only while Redis is full, and refuses the message, it drains the stream
@@ -25,9 +25,9 @@ from worker.stream import EventStream
 BLOCK_MS: Final = 16_000  # longest wait for an event: shorter than the client's SOCKET_TIMEOUT_SECONDS
 POLL_SECONDS: Final = 0.005  # between two looks at busy slots
 HOLD_SECONDS: Final = 0.5  # between two looks at a hold
-TURN_MS: Final = 50  # so long other idle workers leave it to the one that sends first
-MAX_PAUSE_SECONDS: Final = 2.0  # of a dispatcher that was never needed, the last times that an event woke it
-RESEND_SECONDS: Final = 1.0  # events undelivered for longer are sent for, whosever turn it is
+TURN_MS: Final = 50  # after one worker has sent, the other idle workers send nothing for this long
+MAX_PAUSE_SECONDS: Final = 2.0  # longest pause after an event that another worker handled
+RESEND_SECONDS: Final = 1.0  # send even out of turn when events have waited for longer
 ANSWER_SECONDS: Final = 0.25  # longest wait for a slot to begin, after a message
 PROGRESS_SECONDS: Final = 5.0  # busy slots that have begun nothing for so long are looked at
 
@@ -87,7 +87,7 @@ class Dispatcher:
                 if not failures:
                     log.warning("dispatcher.redis_away", error=f"{type(error).__name__}: {error}")
             except Exception:
-                log.exception("dispatcher.failed")  # a fault of ours: log it, and do not leave the worker without it
+                log.exception("dispatcher.failed")  # a bug of ours: log it, and keep dispatching
             else:
                 if failures:
                     log.warning("dispatcher.resumed", failures=failures)
@@ -99,8 +99,8 @@ class Dispatcher:
     def step(self) -> None:
         """Send a message where one is due, or wait a moment."""
         self.turned = time.monotonic()
-        if slots.busy():
-            self._watch_busy_slots()
+        if busy := slots.busy():
+            self._watch_busy_slots(busy)
         elif self._reclaim_due():
             slots.ask_to_reclaim()
             self._dispatch()
@@ -111,13 +111,13 @@ class Dispatcher:
             self.activity, self.undelivered_since = "running", None
             self._needless = 0
 
-    def _watch_busy_slots(self) -> None:
-        busy = slots.busy()
+    def _watch_busy_slots(self, busy: int) -> None:
         if slots.take_full_claim() and busy < self._slots_there():
             self._dispatch(another=True)
             return
-        self.activity = "holding" if slots.holding() else "running"
-        if self.turned - slots.stepped_at() < PROGRESS_SECONDS or slots.holding():
+        holding = slots.holding()
+        self.activity = "holding" if holding else "running"
+        if self.turned - slots.stepped_at() < PROGRESS_SECONDS or holding:
             self.undelivered_since = None
         elif self.undelivered_since is None and self._stream.wait_for_undelivered(block_ms=0) is not None:
             self.undelivered_since = self.turned
@@ -137,14 +137,14 @@ class Dispatcher:
     def _dispatch(self, entry_id: bytes | None = None, *, another: bool = False) -> None:
         """Send a message, unless a hold is in force or one waits already; `another`: for one more slot of this worker.
 
-        An event (`entry_id`) wakes all idle workers. The first to get its turn sends the message, unless a slot that
-        was waiting for more has claimed the event. The others are not needed, and pause, longer and longer.
+        An event (`entry_id`) wakes all idle workers. The first one to take the turn sends the message, unless a slot
+        that was waiting for more has claimed the event already. The others pause, each time for longer.
         """
         if entry_id is not None and self._stream.is_delivered(entry_id):
             self.undelivered_since = None
             self._pause()
             return
-        held, waiting, turn = self._look(another=another or self._is_overdue())
+        held, waiting, turn = self._check_queue(skip_turn=another or self._is_overdue())
         if stopping.stopping():
             return
         if held:
@@ -175,19 +175,22 @@ class Dispatcher:
         since = self.undelivered_since
         return since is not None and time.monotonic() - since > RESEND_SECONDS
 
-    def _look(self, *, another: bool) -> tuple[bool, bool, bool]:
-        """Whether a hold is in force, whether a message waits on the queue, and whether it is our turn to send."""
+    def _check_queue(self, *, skip_turn: bool) -> tuple[bool, bool, bool]:
+        """Whether a hold is in force, whether a message waits on the queue, and whether it is our turn to send.
+
+        `skip_turn`: take no turn, send in any case.
+        """
         with self._redis.pipeline(transaction=False) as pipeline:
             pipeline.exists(self._hold_key)
             pipeline.llen(self._queue)
-            if not another:
+            if not skip_turn:
                 pipeline.set(self._turn_key, 1, nx=True, px=TURN_MS)
             held, waiting, *turn = pipeline.execute(raise_on_error=False)
         for answer in (held, waiting):
             if isinstance(answer, Exception):
                 raise answer
-        # A Redis that is full or read-only refuses the turn. Then it is ours: the message shows which of the two it is.
-        return bool(held), bool(waiting), another or isinstance(turn[0], Exception) or bool(turn[0])
+        # A full or read-only Redis refuses the turn. Send anyway: the error of `send` tells which of the two it is.
+        return bool(held), bool(waiting), skip_turn or isinstance(turn[0], Exception) or bool(turn[0])
 
     def _wait_for_more_than(self, busy: int) -> None:
         deadline = time.monotonic() + ANSWER_SECONDS
