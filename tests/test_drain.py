@@ -8,10 +8,9 @@ import psutil
 import pytest
 
 from events import parse_event
-from tests.chaos.proxy import Proxy
 from tests.database import Database, event
 from tests.stories import assert_rows_equal_their_stories, chunks, crowd, encoded
-from tests.worker_process import STREAM, Workers, wait_until
+from tests.worker_process import STREAM, Workers, hanging_supabase, wait_until
 from worker import slots, stopping
 from worker.app import make_app
 from worker.apply.applier import MAX_ATTEMPTS_ALONE
@@ -318,13 +317,9 @@ def test_worker_starts_in_one_outage_make_no_poison(
     """Eight workers, killed one after the other while Supabase does not answer."""
     events = crowd(user, rng, events=60)
     workers.stream.add(encoded(events))
-    rest = stack.environment["SUPABASE_REST_URL"]
-    with Proxy(int(rest.rpartition(":")[2])).running() as proxy:
-        proxy.mode = "black_hole"
-        url = f"http://127.0.0.1:{proxy.port}"
-        settings = {"SUPABASE_URL": url, "SUPABASE_REST_URL": url, "INTERVIEW_RECLAIM_SECONDS": "2.1"}
+    with hanging_supabase(stack) as settings:
         for start in range(8):
-            with workers.running(**settings) as worker:
+            with workers.running(**settings, INTERVIEW_RECLAIM_SECONDS="2.1") as worker:
                 mine = workers.logged("worker.started")[start]["worker"]
                 wait_until(lambda mine=mine: claimed_by(workers.stream, mine) > 0, "it has claimed events")  # type: ignore[misc]
                 children = psutil.Process(worker.pid).children()

@@ -14,10 +14,9 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-from tests.chaos.proxy import Proxy
 from tests.database import Database
 from tests.stories import assert_rows_equal_their_stories, crowd, encoded
-from tests.worker_process import Workers, wait_until
+from tests.worker_process import Workers, hanging_supabase, wait_until
 from worker.cli.main import interviews
 from worker.embedded import Stack
 
@@ -114,16 +113,6 @@ def test_a_dispatcher_that_dies_is_started_again(
         assert workers.stop(worker) == 0
     assert len(workers.logged("dispatcher.died")) == 1
     assert_rows_equal_their_stories(database, events)
-
-
-@contextmanager
-def hanging_supabase(stack: Stack) -> Iterator[dict[str, str]]:
-    """Settings of a Supabase that never answers."""
-    rest = stack.environment["SUPABASE_REST_URL"]
-    with Proxy(int(rest.rpartition(":")[2])).running() as proxy:
-        proxy.mode = "black_hole"
-        url = f"http://127.0.0.1:{proxy.port}"
-        yield {"SUPABASE_URL": url, "SUPABASE_REST_URL": url}
 
 
 def test_status_names_a_killed_worker_until_its_events_are_taken_over(

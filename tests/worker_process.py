@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.chaos.proxy import Proxy
 from worker.embedded import Stack
 from worker.hold import HoldState, hold_key, read_hold
 from worker.settings import load_settings
@@ -84,6 +85,16 @@ class Workers:
         """All workers' log lines of one event name, in the order of the workers' start."""
         lines = [line for log in self.logs for line in log.read_text().splitlines() if line.startswith("{")]
         return [found for found in map(json.loads, lines) if found["event"] == event]
+
+
+@contextmanager
+def hanging_supabase(stack: Stack) -> Iterator[dict[str, str]]:
+    """Settings of a Supabase that never answers."""
+    rest = stack.environment["SUPABASE_REST_URL"]
+    with Proxy(int(rest.rpartition(":")[2])).running() as proxy:
+        proxy.mode = "black_hole"
+        url = f"http://127.0.0.1:{proxy.port}"
+        yield {"SUPABASE_URL": url, "SUPABASE_REST_URL": url}
 
 
 @contextmanager
